@@ -1,0 +1,102 @@
+"""Every deliberate error of mergeflow.
+
+    MergeflowError                 exit code 1: the merge is impossible, or it failed
+    ├── UsageError                 exit code 2: what was asked for is not a sentence
+    │   ├── ConfigError            an option, a group or a value that does not exist or does not fit
+    │   └── SelectionError         a list of ids that cannot be read, or whose ids do not exist
+    ├── FormatError                a file is not the checkpoint that its name says
+    ├── IncompatibleSources        the selected checkpoints disagree: keys, shapes, markers
+    ├── OverBudget                 the memory allowed is less than the smallest block needs
+    ├── UnmergeableValues          the values themselves forbid it: NaN, overflow, integers that differ
+    ├── StorageError               the operating system refused: space, permission, a read that fell short
+    ├── IncompleteOutput           receipts do not cover a draft; it is never committed
+    ├── ExecutorError              a worker was lost, or the cluster cannot be reached
+    └── Problems                   several of the above, found together and shown together
+
+The voice: what, where, the numbers, then what to do, in one or two sentences. An error holds its
+message and nothing else, so that it crosses process borders unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+class MergeflowError(Exception):
+    """The root of every error that mergeflow raises on purpose."""
+
+    exit_code = 1
+    """What the process returns when this error ends it."""
+
+
+class UsageError(MergeflowError):
+    """What was asked for cannot be understood."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """An option, a config group or a value that does not exist or does not fit."""
+
+
+class SelectionError(UsageError):
+    """A list of ids that cannot be read, or that names what the model set does not have."""
+
+
+class FormatError(MergeflowError):
+    """A file is not what its name says."""
+
+
+class IncompatibleSources(MergeflowError):
+    """The selected checkpoints disagree in a way that the policies do not allow."""
+
+
+class OverBudget(MergeflowError):
+    """The memory that is allowed is less than the smallest block needs."""
+
+
+class UnmergeableValues(MergeflowError):
+    """The values forbid a right result: NaN or infinity, overflow, integers that differ."""
+
+
+class StorageError(MergeflowError):
+    """The operating system refused a read, a write or a rename."""
+
+
+class IncompleteOutput(MergeflowError):
+    """Receipts do not cover a draft."""
+
+
+class ExecutorError(MergeflowError):
+    """A worker was lost, or a cluster cannot be reached."""
+
+
+class Problems(MergeflowError):
+    """Several errors that were found together.
+
+    It is bad usage only if every one of them is.
+    """
+
+    def __init__(self, errors: Sequence[MergeflowError]) -> None:
+        self.errors = tuple(errors)
+        lines = "\n".join(f"  - {error}" for error in self.errors)
+        super().__init__(f"{len(self.errors)} problem(s):\n{lines}")
+        self.exit_code = 2 if all(e.exit_code == 2 for e in self.errors) else 1
+
+    def __reduce__(self) -> tuple[type[Problems], tuple[tuple[MergeflowError, ...]]]:
+        """Rebuild from the errors, not from the rendered text."""
+        return Problems, (self.errors,)
+
+
+def raise_all(errors: Iterable[MergeflowError]) -> None:
+    """Raise what was collected: nothing, the one error itself, or all of them as `Problems`."""
+    found: list[MergeflowError] = []
+    for error in errors:
+        found.extend(error.errors if isinstance(error, Problems) else [error])
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise Problems(found)

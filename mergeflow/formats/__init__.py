@@ -1,0 +1,1 @@
+"""Bytes to layout and back, without I/O."""

@@ -1,0 +1,150 @@
+"""The seams, on one page: what may be replaced, and what a replacement must keep.
+
+Each has a conformance suite in `tests/conformance/`; an implementation that passes it may stand in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from mergeflow.tensors import Dtype, FileStat, Header, Layout, Span
+
+    ReadBytes = Callable[[int, int], bytes]
+    """`read(offset, count)`: so many bytes of one file, all of which lie inside it."""
+
+
+class Rows(NamedTuple):
+    """The same elements of several sources: what a method merges into one row."""
+
+    values: Sequence[Tensor]
+    """1-D tensors of equal length, each in the dtype of its source (fp8 arrives widened to fp16, exactly)."""
+    peaks: Sequence[float]
+    """The largest magnitude in each row; not finite where the row holds a NaN or an infinity."""
+
+
+class Method(Protocol):
+    """How one value is made of N: a pure function of rows. It never writes into its input."""
+
+    name: str
+    may_skip: bool
+    """Whether `skip` can leave single values out and renew the shares of the others."""
+
+    def merge(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
+        """Write the merge of `rows`, whose shares are `share / sum(shares)`, into `out` (same length).
+
+        NaN and infinity travel as IEEE 754 arithmetic has it; a value that `out.dtype` cannot hold
+        becomes infinite, and the caller reports it.
+        """
+        ...
+
+    def skip(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
+        """As `merge`, over the finite values of every element only; NaN where there is none."""
+        ...
+
+
+class Format(Protocol):
+    """Bytes to layout and back. It does no I/O of its own."""
+
+    name: str
+
+    def parse(self, read: ReadBytes, size: int) -> Header:
+        """The header of a file of `size` bytes; raises `FormatError`, whose message does not name the file."""
+        ...
+
+    def layout(self, tensors: Iterable[tuple[str, Dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> Layout:
+        """Where every byte of a new file will lie."""
+        ...
+
+
+class Reader(Protocol):
+    """One file, open for positioned reads from any thread."""
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` from `offset`; raises `StorageError` if the file ends or fails before."""
+        ...
+
+    def close(self) -> None:
+        """Give the file back."""
+        ...
+
+
+class Writer(Protocol):
+    """One draft, open for positioned writes from any thread."""
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """Write all of `view` at `offset`; raises `StorageError`."""
+        ...
+
+    def close(self) -> None:
+        """Give the file back."""
+        ...
+
+
+class Draft(Protocol):
+    """An output being written. It becomes a file only by `commit`."""
+
+    address: str
+    """Where workers open it with `Store.writer`."""
+
+    def commit(self) -> None:
+        """Make the bytes durable and give them the final name, atomically."""
+        ...
+
+    def discard(self) -> None:
+        """Leave nothing behind. Harmless after `commit`."""
+        ...
+
+
+class Store(Protocol):
+    """Bytes at a path. It is sent to workers, so it pickles."""
+
+    def stat(self, path: str) -> FileStat:
+        """What identifies the file behind `path`, through links; raises `StorageError`."""
+        ...
+
+    def reader(self, path: str) -> Reader:
+        """Open a file for reading; raises `StorageError`."""
+        ...
+
+    def draft(self, path: str, size: int) -> Draft:
+        """Begin a file of `size` bytes that will be called `path`; raises `StorageError`."""
+        ...
+
+    def writer(self, address: str) -> Writer:
+        """Open a draft for writing; raises `StorageError`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The proof that one shard was written."""
+
+    shard: int
+    spans: tuple[Span, ...]
+    bytes_read: int
+    skipped: tuple[tuple[str, str, int], ...] = ()
+    """(model, key, count) of values that are not finite and were tolerated by policy."""
+    worker: str = ""
+    """Which process did it."""
+    peak_rss: int = 0
+    """Bytes: the most memory that process has had so far."""
+
+
+class Executor(Protocol):
+    """Where and when: any number of workers, in this process or elsewhere. It never changes what."""
+
+    name: str
+
+    def map(self, job: object, shards: Sequence[int]) -> Iterator[Receipt]:
+        """Run `execute.shard.ShardWorker(job).run(shard)` for every shard, yielding receipts as they come.
+
+        The first error ends it: no further shard is begun, and when the iterator has raised no worker
+        writes any more. The same holds when the iterator is closed early.
+        """
+        ...

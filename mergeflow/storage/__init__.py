@@ -1,0 +1,1 @@
+"""Bytes at a path: what the operating system does, and what it says when it refuses."""

@@ -1,0 +1,196 @@
+"""Files on this machine, or on a file system that every machine of a cluster has mounted.
+
+Reads and writes are positioned, so that one open file serves any number of threads. A draft lies beside its
+final name, because only within one file system is a rename atomic.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat as kinds
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from mergeflow.errors import StorageError
+from mergeflow.tensors import FileStat
+
+DRAFT_SUFFIX = ".draft"
+
+REMEDIES = {
+    errno.ENOENT: "does not exist",
+    errno.EACCES: "may not be accessed; check its permissions",
+    errno.EPERM: "may not be accessed; check its permissions",
+    errno.EISDIR: "is a directory",
+    errno.ENOTDIR: "lies below something that is not a directory",
+    errno.ELOOP: "is a link that leads to itself",
+    errno.ENOSPC: "cannot be written: the disk is full; free some space or choose another out=",
+    errno.EDQUOT: "cannot be written: the disk quota is used up; free some space or choose another out=",
+    errno.EROFS: "cannot be written: the file system is read-only; choose another out=",
+    errno.EMFILE: "cannot be opened: this process has too many files open; raise `ulimit -n`",
+    errno.EIO: "cannot be read or written: the device reports an I/O error",
+}
+
+
+class LocalStore:
+    """Plain files, opened by path."""
+
+    def stat(self, path: str) -> FileStat:
+        """What identifies the regular file behind `path`, through links."""
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            if os.path.islink(path) and error.errno == errno.ENOENT:
+                raise StorageError(f"{path} is a link to {os.readlink(path)}, which does not exist") from error
+            _refuse(path, error)
+        if kinds.S_ISDIR(found.st_mode):
+            raise StorageError(f"{path} is a directory, not a checkpoint file")
+        if not kinds.S_ISREG(found.st_mode):
+            raise StorageError(f"{path} is not a regular file")
+        return FileStat(found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino)
+
+    def reader(self, path: str) -> LocalFile:
+        """The file, open for reading."""
+        return LocalFile(path, os.O_RDONLY)
+
+    def draft(self, path: str, size: int) -> LocalDraft:
+        """A new draft of `path`, at its full size; what an earlier run left is replaced."""
+        return LocalDraft(Path(path), size)
+
+    def writer(self, address: str) -> LocalFile:
+        """The draft at `address`, open for writing."""
+        return LocalFile(address, os.O_WRONLY)
+
+
+class LocalFile:
+    """One open file descriptor; the kernel keeps positioned calls of many threads apart."""
+
+    def __init__(self, path: str, flags: int) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, flags | os.O_CLOEXEC)
+        except OSError as error:
+            _refuse(path, error)
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` from `offset`."""
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._fd, [view[done:]], offset + done)
+            except OSError as error:
+                _refuse(self.path, error)
+            if count == 0:
+                raise StorageError(
+                    f"{self.path} ends at byte {offset + done:,}, but {offset + len(view):,} were expected; "
+                    "it was changed while it was being read"
+                )
+            done += count
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """Write all of `view` at `offset`."""
+        done = 0
+        while done < len(view):
+            try:
+                done += os.pwrite(self._fd, view[done:], offset + done)
+            except OSError as error:
+                _refuse(self.path, error)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._fd)
+
+
+class LocalDraft:
+    """`NAME.draft` beside `NAME`, locked for as long as this process holds it."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        self._draft = path.with_name(path.name + DRAFT_SUFFIX)
+        self.address = str(self._draft)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.address, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            _refuse(self.address, error)
+        self._open = True
+        try:
+            self._lock()
+            os.ftruncate(self._fd, 0)
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            self.discard()
+            _refuse(self.address, error)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._close()
+            raise StorageError(f"{self.address} is being written by another run; wait for it, or choose another out=") from error
+        except OSError as error:
+            # Some network file systems have no locks; two runs into one file are then the user's to avoid.
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+                raise
+
+    def commit(self) -> None:
+        """Sync the bytes, rename the draft to its final name, sync the directory."""
+        try:
+            os.fsync(self._fd)
+            os.replace(self._draft, self._path)
+            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            _refuse(self.address, error)
+        self._close()
+
+    def discard(self) -> None:
+        """Remove the draft, unless it was committed."""
+        if self._open:
+            with suppress(OSError):
+                self._draft.unlink()
+            self._close()
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self._fd)
+
+
+def free_bytes(directory: str) -> int:
+    """Bytes that may still be written below `directory`, or below its nearest parent that exists."""
+    place = nearest_existing(directory)
+    found = os.statvfs(place)
+    return found.f_bavail * found.f_frsize
+
+
+def writable_problem(directory: str) -> str | None:
+    """Why nothing can be written below `directory`, or None; nothing is created to find out."""
+    place = nearest_existing(directory)
+    if not place.is_dir():
+        return f"{place} is not a directory"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{place} may not be written to"
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        return f"{place} lies on a read-only file system"
+    return None
+
+
+def nearest_existing(directory: str) -> Path:
+    """`directory`, or the closest of its parents that exists."""
+    place = Path(directory).absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    return place
+
+
+def _refuse(path: str, error: OSError) -> NoReturn:
+    reason = REMEDIES.get(error.errno or 0, f"cannot be used: {error.strerror}")
+    raise StorageError(f"{path} {reason}") from error
+
+
