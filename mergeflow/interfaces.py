@@ -28,23 +28,31 @@ class Rows(NamedTuple):
     """The largest magnitude in each row; not finite where the row holds a NaN or an infinity."""
 
 
+class RowsDiffer(Exception):
+    """Rows that a method demands to be equal are not."""
+
+    def __init__(self, row: int, element: int, value: float, expected: float) -> None:
+        super().__init__(row, element, value, expected)
+        self.row, self.element, self.value, self.expected = row, element, value, expected
+
+
 class Method(Protocol):
     """How one value is made of N: a pure function of rows. It never writes into its input."""
 
     name: str
-    may_skip: bool
-    """Whether `skip` can leave single values out and renew the shares of the others."""
+    takes_any_dtype: bool
+    """Whether rows may be of any dtype and hold any bits. Otherwise they are floats, and finite unless tolerated."""
 
     def merge(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
         """Write the merge of `rows`, whose shares are `share / sum(shares)`, into `out` (same length).
 
         NaN and infinity travel as IEEE 754 arithmetic has it; a value that `out.dtype` cannot hold
-        becomes infinite, and the caller reports it.
+        becomes infinite or NaN, and the caller reports it. Raises `RowsDiffer` if it demands equal rows.
         """
         ...
 
     def skip(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
-        """As `merge`, over the finite values of every element only; NaN where there is none."""
+        """As `merge`, over the finite values of every element only, with shares renewed; NaN where there is none."""
         ...
 
 

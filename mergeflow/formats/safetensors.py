@@ -2,20 +2,24 @@
 
 Nothing here touches a file: `parse` is given a way to read, `layout` returns bytes. The reference is the
 `safetensors` library: what it refuses is refused here, and what it would write is written here, byte for byte
-(with several metadata keys the library's order is random; here they are sorted).
+(with several metadata keys the library's order is random; here they are sorted). Some headers are refused that
+the library lets pass, each because two readers could make two things of it; the tests list them.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+from contextlib import contextmanager
+from reprlib import Repr
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mergeflow.errors import FormatError
 from mergeflow.tensors import DTYPES, LAYOUT_ORDER, Header, Layout, TensorInfo, some
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from mergeflow.interfaces import ReadBytes
     from mergeflow.tensors import Dtype
@@ -24,8 +28,23 @@ LENGTH_BYTES = 8
 ALIGNMENT = 8
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library (`MAX_HEADER_SIZE`)."""
+MAX_COUNT = 2**63 - 1
+"""No byte or element has a higher number: offsets, lengths and strides are 64-bit integers wherever they are used."""
 METADATA = "__metadata__"
-FIELDS = {"dtype", "shape", "data_offsets"}
+FIELDS = 3
+"""An entry has a dtype, a shape and data_offsets, and nothing else."""
+
+LOOKALIKES = {
+    b"PK\x03\x04": "it is a zip archive, as torch.save makes them; convert it to safetensors first",
+    b"\x80\x02": "it is a pickle, as torch.save made them; convert it to safetensors first",
+    b"GGUF": "it is a GGUF file; it has to be the safetensors file that was made before it",
+    b"version ": "it is a Git LFS pointer and not the file itself; run `git lfs pull`",
+    b"<": "it is a web page; what was downloaded is an error message",
+}
+"""What people have under the name of a checkpoint, by its first bytes."""
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 class Safetensors:
@@ -35,14 +54,18 @@ class Safetensors:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], Header] = {}
+        # Hundreds of headers repeat the same keys and shapes; one copy of each saves 100 MB.
+        self._keys: dict[str, str] = {}
+        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def parse(self, read: ReadBytes, size: int) -> Header:
         """The header of a file of `size` bytes; `FormatError` says what is wrong with it."""
         raw = _read_header(read, size)
         digest = hashlib.sha256(raw).hexdigest()
         if (digest, size) not in self._known:
-            table, metadata = _decode(raw)
-            tensors = _tensors(table, start=LENGTH_BYTES + len(raw), size=size)
+            with _collector_paused():
+                table, metadata = _decode(raw)
+                tensors = self._tensors(table, start=LENGTH_BYTES + len(raw), size=size)
             self._known[digest, size] = Header(tensors, metadata, digest)
         return self._known[digest, size]
 
@@ -53,18 +76,69 @@ class Safetensors:
         placed: dict[str, TensorInfo] = {}
         offset = 0
         for key, dtype, shape in ordered:
+            if key in placed or key == METADATA:
+                _fail(f"a file cannot hold a tensor named {_show(key)}{' twice' if key in placed else ''}")
             info = TensorInfo(dtype, shape, offset, offset)
             info = info._replace(end=offset + info.elements * dtype.itemsize)
             placed[key] = info
             table[key] = {"dtype": dtype.code, "shape": shape, "data_offsets": (info.begin, info.end)}
             offset = info.end
-        text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % ALIGNMENT)
-        head = len(text).to_bytes(LENGTH_BYTES, "little") + text
+        head = _encode(table)
         moved = {
             key: info._replace(begin=info.begin + len(head), end=info.end + len(head)) for key, info in placed.items()
         }
         return Layout(head, moved, len(head) + offset)
+
+    def _tensors(self, table: dict[str, Any], start: int, size: int) -> dict[str, TensorInfo]:
+        """Every entry checked; the loop sees millions of entries in a large plan, so it stays lean."""
+        tensors: dict[str, TensorInfo] = {}
+        expected = start
+        in_order = True
+        for key, entry in table.items():
+            try:
+                code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+            except (KeyError, TypeError):
+                _fail(f"the entry of {_show(key)} is not {{dtype, shape, data_offsets}}")
+            if len(entry) != FIELDS:
+                _fail(f"the entry of {_show(key)} has more than {{dtype, shape, data_offsets}}: {_show(entry)}")
+            dtype = DTYPES.get(code) if type(code) is str else None
+            if dtype is None:
+                _fail(f"{_show(key)} has the unknown dtype {_show(code)}")
+            if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
+                _fail(f"{_show(key)} has a shape or data_offsets that are not lists: {_show(shape)}, {_show(offsets)}")
+            count = dtype.itemsize
+            for length in shape:
+                if type(length) is not int or length < 0:
+                    _fail(f"{_show(key)} has the impossible shape {_show(shape)}")
+                count *= length
+            begin, end = offsets
+            if type(begin) is not int or type(end) is not int or not 0 <= begin <= end <= MAX_COUNT:
+                _fail(f"{_show(key)} has the impossible data_offsets {_show(offsets)}")
+            if end - begin != count or count == 0:
+                _check_count(key, dtype, shape, end - begin)
+            row = tuple(shape)
+            row = self._shapes.setdefault(row, row)
+            begin += start
+            end += start
+            if begin != expected:
+                in_order = False
+            expected = end
+            tensors[self._keys.setdefault(key, key)] = TensorInfo(dtype, row, begin, end)
+        if not in_order or expected != size:
+            _check_cover(tensors, start, size)
+        return tensors
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No cycles are made here, and a collector that keeps walking the growing tables doubles the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _read_header(read: ReadBytes, size: int) -> bytes:
@@ -72,12 +146,29 @@ def _read_header(read: ReadBytes, size: int) -> bytes:
         _fail("it is empty (0 bytes)")
     if size < LENGTH_BYTES:
         _fail(f"it has {size} bytes, and a safetensors file starts with {LENGTH_BYTES} that give its header's length")
-    length = int.from_bytes(read(0, LENGTH_BYTES), "little")
+    first = read(0, LENGTH_BYTES)
+    length = int.from_bytes(first, "little")
+    if length == 0:
+        _fail("its header is 0 bytes long; a copy or a download of it was not finished")
     if length > MAX_HEADER_BYTES:
+        for magic, what in LOOKALIKES.items():
+            if first.startswith(magic):
+                _fail(what)
         _fail(f"it is not a safetensors file (its first 8 bytes would make the header {length:,} bytes long)")
     if length > size - LENGTH_BYTES:
         _fail(f"its header should be {length:,} bytes long, but only {size - LENGTH_BYTES:,} follow; it is truncated")
     return read(LENGTH_BYTES, length)
+
+
+def _encode(table: dict[str, Any]) -> bytes:
+    try:
+        text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        _fail_surrogate(error)
+    text += b" " * (-len(text) % ALIGNMENT)
+    if len(text) > MAX_HEADER_BYTES:
+        _fail(f"its header would be {len(text):,} bytes long, and no reader accepts more than {MAX_HEADER_BYTES:,}")
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def _decode(raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
@@ -86,43 +177,35 @@ def _decode(raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     except UnicodeDecodeError as error:
         _fail(f"its header is not UTF-8 (byte {error.start})")
     if not text.startswith("{"):
-        _fail("its header does not start with '{', so it is not a safetensors file")
+        _fail(f"its header does not start with '{{' but with {_show(text[:8])}, so it is not a safetensors file")
     try:
         table = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         _fail(f"its header is not JSON ({error})")
+    except RecursionError:
+        _fail("its header is not a table of tensors: it is nested too deeply")
+    except ValueError:  # Python refuses to read integers of more than 4300 digits.
+        _fail("its header holds a number of thousands of digits")
     metadata = table.pop(METADATA, {})
     if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
-        _fail(f"its {METADATA} is not a map of text to text")
+        _fail(f"its {METADATA} is not a map of text to text: {_show(metadata)}")
+    try:
+        "".join([*table, *metadata, *metadata.values()]).encode()
+    except UnicodeEncodeError as error:
+        _fail_surrogate(error)
     return table, metadata
 
 
-def _tensors(table: dict[str, Any], start: int, size: int) -> dict[str, TensorInfo]:
-    """Every entry checked; the loop sees millions of entries in a large plan, so it stays lean."""
-    tensors: dict[str, TensorInfo] = {}
-    for key, entry in table.items():
-        if type(entry) is not dict or entry.keys() != FIELDS:
-            _fail(f"the entry of '{key}' is not {{dtype, shape, data_offsets}}")
-        dtype, shape, offsets = DTYPES.get(entry["dtype"]), entry["shape"], entry["data_offsets"]
-        if dtype is None:
-            _fail(f"'{key}' has the unknown dtype {entry['dtype']!r}")
-        if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
-            _fail(f"'{key}' has a shape or data_offsets that are not lists")
-        count = dtype.itemsize
-        for length in shape:
-            if type(length) is not int or length < 0:
-                _fail(f"'{key}' has the impossible shape {shape}")
-            count *= length
-        begin, end = offsets
-        if type(begin) is not int or type(end) is not int or begin < 0:
-            _fail(f"'{key}' has the impossible data_offsets {offsets}")
-        if end < begin:
-            _fail(f"the data_offsets of '{key}' are out of order: {offsets}")
-        if end - begin != count:
-            _fail(f"'{key}' is {dtype.code} {shape} and needs {count:,} bytes, but has {end - begin:,}")
-        tensors[key] = TensorInfo(dtype, tuple(shape), start + begin, start + end)
-    _check_cover(tensors, start, size)
-    return tensors
+def _check_count(key: str, dtype: Dtype, shape: list[int], held: int) -> None:
+    """That `held` bytes are what a tensor needs; with a 0 in a shape the other lengths must still make sense."""
+    needed, strides = dtype.itemsize, dtype.itemsize
+    for length in shape:
+        needed *= length
+        strides *= length or 1
+        if strides > MAX_COUNT:
+            _fail(f"{_show(key)} has the impossible shape {_show(shape)}")
+    if needed != held:
+        _fail(f"{_show(key)} is {dtype.code} {_show(shape)} and needs {needed:,} bytes, but has {held:,}")
 
 
 def _check_cover(tensors: dict[str, TensorInfo], start: int, size: int) -> None:
@@ -131,12 +214,12 @@ def _check_cover(tensors: dict[str, TensorInfo], start: int, size: int) -> None:
     previous = "the header"
     for info, key in sorted((info[2:], key) for key, info in tensors.items()):
         if info[0] < end:
-            _fail(f"the bytes of '{key}' overlap those of {previous}")
+            _fail(f"the bytes of {_show(key)} overlap those of {previous}")
         if info[0] > end:
-            _fail(f"there is a gap of {info[0] - end:,} bytes before '{key}'")
-        end, previous = info[1], f"'{key}'"
+            _fail(f"there is a gap of {info[0] - end:,} bytes before {_show(key)}")
+        end, previous = info[1], _show(key)
     if end > size:
-        beyond = [key for key, info in tensors.items() if info.end > size]
+        beyond = [_show(key) for key, info in tensors.items() if info.end > size]
         _fail(f"it ends at byte {size:,}, but its tensors need {end:,}; it is truncated ({some(beyond)})")
     if end < size:
         _fail(f"it has {size - end:,} bytes after its last tensor")
@@ -145,13 +228,25 @@ def _check_cover(tensors: dict[str, TensorInfo], start: int, size: int) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        keys = [key for key, _ in pairs]
-        _fail(f"its header has the key '{next(key for key in keys if keys.count(key) > 1)}' twice")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                _fail(f"its header has the key {_show(key)} twice")
+            seen.add(key)
     return made
 
 
 def _no_constant(name: str) -> NoReturn:
     _fail(f"its header holds {name}, which is not JSON")
+
+
+def _show(value: object) -> str:
+    """Anything for a message: short whatever its size, and printable whatever its characters."""
+    return _SHORT.repr(value)
+
+
+def _fail_surrogate(error: UnicodeEncodeError) -> NoReturn:
+    _fail(f"its header holds half a character (U+{ord(error.object[error.start]):04X}), which UTF-8 cannot write")
 
 
 def _fail(what: str) -> NoReturn:

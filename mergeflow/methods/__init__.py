@@ -1,0 +1,1 @@
+"""Numbers: one file for each way in which one value is made of N."""

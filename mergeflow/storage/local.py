@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import stat as kinds
 from contextlib import suppress
 from pathlib import Path
@@ -18,20 +19,29 @@ from mergeflow.errors import StorageError
 from mergeflow.tensors import FileStat
 
 DRAFT_SUFFIX = ".draft"
+FILE_MODE = 0o666
+"""What a new file allows, less the umask."""
 
 REMEDIES = {
     errno.ENOENT: "does not exist",
     errno.EACCES: "may not be accessed; check its permissions",
     errno.EPERM: "may not be accessed; check its permissions",
+    errno.EEXIST: "lies below something that is not a directory",
     errno.EISDIR: "is a directory",
     errno.ENOTDIR: "lies below something that is not a directory",
     errno.ELOOP: "is a link that leads to itself",
     errno.ENOSPC: "cannot be written: the disk is full; free some space or choose another out=",
     errno.EDQUOT: "cannot be written: the disk quota is used up; free some space or choose another out=",
+    errno.EFBIG: "cannot be written: this file system or a limit forbids so large a file; choose another out=",
     errno.EROFS: "cannot be written: the file system is read-only; choose another out=",
     errno.EMFILE: "cannot be opened: this process has too many files open; raise `ulimit -n`",
     errno.EIO: "cannot be read or written: the device reports an I/O error",
+    errno.ESTALE: "was replaced or removed on its server while it was open; run again",
 }
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+"""What a file system without locks answers: NFS without a lock daemon, Lustre mounted without `flock`."""
+NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
+"""What a file system answers that cannot sync a directory, or a directory that may be written but not read."""
 
 
 class LocalStore:
@@ -70,7 +80,7 @@ class LocalFile:
     def __init__(self, path: str, flags: int) -> None:
         self.path = path
         try:
-            self._fd = os.open(path, flags | os.O_CLOEXEC)
+            self._fd = _open(path, flags)
         except OSError as error:
             _refuse(path, error)
 
@@ -94,13 +104,21 @@ class LocalFile:
         done = 0
         while done < len(view):
             try:
-                done += os.pwrite(self._fd, view[done:], offset + done)
+                count = os.pwrite(self._fd, view[done:], offset + done)
             except OSError as error:
                 _refuse(self.path, error)
+            if count == 0:
+                raise StorageError(f"{self.path} takes no more bytes at {offset + done:,}; its device gives no reason")
+            done += count
 
     def close(self) -> None:
-        """Close the descriptor."""
-        os.close(self._fd)
+        """Close the descriptor, once; a network file system may report only now that a write failed."""
+        descriptor, self._fd = self._fd, -1
+        if descriptor >= 0:
+            try:
+                os.close(descriptor)
+            except OSError as error:
+                _refuse(self.path, error)
 
 
 class LocalDraft:
@@ -110,41 +128,58 @@ class LocalDraft:
         self._path = path
         self._draft = path.with_name(path.name + DRAFT_SUFFIX)
         self.address = str(self._draft)
+        if os.path.isdir(path):
+            raise StorageError(f"{path} is a directory, so no file can get its name; choose another out=")
+        if os.path.islink(self._draft):
+            raise StorageError(f"{self.address} is a link, and writing would change what it leads to; remove it")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self.address, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._fd = self._locked()
         except OSError as error:
             _refuse(self.address, error)
         self._open = True
         try:
-            self._lock()
             os.ftruncate(self._fd, 0)
             os.ftruncate(self._fd, size)
         except OSError as error:
             self.discard()
             _refuse(self.address, error)
 
-    def _lock(self) -> None:
+    def _locked(self) -> int:
+        """A descriptor of the draft that nobody else holds."""
+        while True:
+            descriptor = _open(self.address, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+            try:
+                self._lock(descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            # Its holder may have renamed or removed the file between our open and our lock.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(self.address)):
+                    return descriptor
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._close()
-            raise StorageError(f"{self.address} is being written by another run; wait for it, or choose another out=") from error
+            raise StorageError(
+                f"{self.address} is being written by another run; wait for it, or choose another out="
+            ) from error
         except OSError as error:
-            # Some network file systems have no locks; two runs into one file are then the user's to avoid.
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+            # Without locks, two runs into one file are the user's to avoid.
+            if error.errno not in NO_LOCKS:
                 raise
 
     def commit(self) -> None:
         """Sync the bytes, rename the draft to its final name, sync the directory."""
+        if not self._open:
+            raise StorageError(f"{self.address} was committed or discarded before; there is nothing to commit")
         try:
             os.fsync(self._fd)
             os.replace(self._draft, self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            _sync_directory(self._path.parent)
         except OSError as error:
             _refuse(self.address, error)
         self._close()
@@ -157,27 +192,65 @@ class LocalDraft:
             self._close()
 
     def _close(self) -> None:
-        if self._open:
-            self._open = False
-            os.close(self._fd)
+        self._open = False
+        os.close(self._fd)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename durable, where the file system can."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_DIRECTORY_SYNC:
+            raise
+
+
+def _open(path: str, flags: int) -> int:
+    """A descriptor; the limit on open files is raised as far as this process may, once it is met."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+    except OSError as error:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if error.errno != errno.EMFILE or soft == hard:
+            raise
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+
+
+def list_files(directory: str) -> list[str]:
+    """The paths of all files in `directory`, not below it, links to files included; raises `StorageError`."""
+    try:
+        with os.scandir(directory) as entries:
+            # `entry.is_dir` would raise on a link that leads to itself, and hide all the others.
+            return sorted(entry.path for entry in entries if not os.path.isdir(entry.path))
+    except OSError as error:
+        _refuse(directory, error)
 
 
 def free_bytes(directory: str) -> int:
     """Bytes that may still be written below `directory`, or below its nearest parent that exists."""
     place = nearest_existing(directory)
-    found = os.statvfs(place)
+    try:
+        found = os.statvfs(place)
+    except OSError as error:
+        _refuse(str(place), error)
     return found.f_bavail * found.f_frsize
 
 
 def writable_problem(directory: str) -> str | None:
     """Why nothing can be written below `directory`, or None; nothing is created to find out."""
     place = nearest_existing(directory)
-    if not place.is_dir():
+    if not os.path.isdir(place):
         return f"{place} is not a directory"
-    if not os.access(place, os.W_OK | os.X_OK):
-        return f"{place} may not be written to"
     if os.statvfs(place).f_flag & os.ST_RDONLY:
         return f"{place} lies on a read-only file system"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{place} may not be written to"
     return None
 
 
@@ -192,5 +265,3 @@ def nearest_existing(directory: str) -> Path:
 def _refuse(path: str, error: OSError) -> NoReturn:
     reason = REMEDIES.get(error.errno or 0, f"cannot be used: {error.strerror}")
     raise StorageError(f"{path} {reason}") from error
-
-

@@ -1,0 +1,139 @@
+"""The command line: `python launch.py`, or `mergeflow`, which is the same program."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
+
+from mergeflow.config import schema
+from mergeflow.config.convert import to_config, to_request
+from mergeflow.config.words import in_plain_words, misread_numbers, quote_selections
+from mergeflow.errors import MergeflowError, raise_all
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from mergeflow.interfaces import Executor
+    from mergeflow.plan.plan import Plan
+    from mergeflow.recipe.request import Request
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+_here = Path(__file__).resolve().parent.parent
+CONF = next(place for place in (_here / "conf", _here.parent / "conf") if (place / "config.yaml").is_file())
+"""Beside the package in a checkout, inside it in a wheel."""
+
+
+class Outcome:
+    """The worst exit code of the jobs that Hydra has called; a sweep goes on after one that failed."""
+
+    code = 0
+
+
+def main() -> None:
+    """Compose what is typed, do it, and exit: 0 done, 1 impossible or failed, 2 bad usage, 130 interrupted."""
+    sys.argv[1:] = quote_selections(sys.argv[1:])
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through; what they mean is said here
+    signal.signal(signal.SIGTERM, _interrupt)
+    schema.register()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)()
+    except KeyboardInterrupt:
+        _fail("interrupted; no output was written", INTERRUPTED)
+    except MergeflowError as error:
+        _fail(str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(str(in_plain_words(error)), 2)
+    sys.exit(Outcome.code)
+
+
+def _job(composed: DictConfig) -> None:
+    """One job: what `main` does for a run, and a sweep for each of its alternatives."""
+    try:
+        _do(composed)
+    except MergeflowError as error:
+        Outcome.code = max(Outcome.code, error.exit_code)
+        _say(str(error))
+
+
+def _do(composed: DictConfig) -> None:
+    runtime = HydraConfig.get()
+    raise_all(misread_numbers([dict(source) for source in runtime.runtime.config_sources], runtime.runtime.choices))
+    config = to_config(composed)
+    if runtime.mode == RunMode.MULTIRUN:
+        config.out = runtime.runtime.output_dir
+    request = to_request(config)
+    if config.models.demo:
+        _make_demo(request)
+    from mergeflow.merge import open_plan
+
+    plan = open_plan(request)
+    if config.job is schema.Job.plan:
+        _show(plan)
+        return
+    for note in plan.notes:
+        log.info("note: %s", note)
+    raise_all(plan.problems)
+    _merge(plan, _executor(config.executor, request), request.out)
+
+
+def _show(plan: Plan) -> None:
+    from mergeflow.plan.explain import explain
+    from mergeflow.report.console import show
+
+    show(explain(plan))
+    if plan.problems:
+        Outcome.code = max(Outcome.code, 1)
+
+
+def _merge(plan: Plan, executor: Executor, out: str) -> None:
+    from mergeflow.merge import run
+    from mergeflow.report.console import show
+    from mergeflow.report.manifest import manifest, write_manifest
+    from mergeflow.report.progress import MergeProgress
+    from mergeflow.report.summary import summary
+
+    with MergeProgress(plan.bytes_read) as progress:
+        result = run(plan, executor, progress=progress)
+    write_manifest(manifest(result, executor.name), out)
+    show(summary(result))
+
+
+def _executor(wanted: schema.Executor, request: Request) -> Executor:
+    if wanted.kind is schema.ExecutorKind.local:
+        from mergeflow.execute.local import LocalExecutor
+
+        return LocalExecutor(request.budget)
+    from mergeflow.execute.ray import EMBEDDED, RayExecutor, RayOptions
+
+    return RayExecutor(request.budget, RayOptions(wanted.address or EMBEDDED))
+
+
+def _make_demo(request: Request) -> None:
+    from mergeflow.demo import ensure_demo
+
+    ensure_demo(request.models.dir, request.architecture)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"mergeflow: {text}\n")
+
+
+def _fail(text: str, code: int) -> None:
+    _say(text)
+    sys.exit(code)

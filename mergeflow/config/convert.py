@@ -1,0 +1,144 @@
+"""From what Hydra composed to plain frozen objects. Below this nobody sees a `DictConfig`."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from omegaconf import OmegaConf
+
+from mergeflow.config import schema
+from mergeflow.errors import ConfigError, MergeflowError, raise_all
+from mergeflow.recipe.architecture import architecture
+from mergeflow.recipe.request import Budget, ModelSource, PartRequest, Policies, Request, TargetRequest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+def to_config(composed: DictConfig) -> schema.Config:
+    """The composed config as the schema's objects; raises `ConfigError` for what was left unsaid."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    raise_all(ConfigError(f"{key} is not set; give {key}=...") for key in missing)
+    return cast("schema.Config", OmegaConf.to_object(composed))
+
+
+def to_request(config: schema.Config) -> Request:
+    """What is asked for, in plain values; all that is wrong is raised together."""
+    problems: list[MergeflowError] = []
+    arch = config.arch
+    budget = Budget(1, 1, 0)
+    try:
+        budget = to_budget(config.executor)
+    except MergeflowError as error:
+        problems.append(error)
+    try:
+        components = {name: vars(component) for name, component in arch.components.items()}
+        built = architecture(arch.name, arch.dtype.value, arch.metadata, components)
+    except MergeflowError as error:
+        problems.append(error)
+    if not config.models.dir and not config.models.files:
+        problems.append(ConfigError("there are no models: give models.dir=DIR, or models.files"))
+    raise_all(problems)
+    return Request(
+        models=to_source(config.models),
+        architecture=built,
+        selections={name: _plain(name, written) for name, written in config.selection.items()},
+        targets=tuple(_target(name, target) for name, target in config.target.items()),
+        method=config.method.name.value,
+        dtype=(config.dtype or arch.dtype).value,
+        policies=Policies(
+            missing=config.keys.missing.value,
+            surplus=config.keys.surplus.value,
+            integers=config.keys.integers.value,
+            nonfinite=config.nonfinite.value,
+        ),
+        budget=budget,
+        out=absolute(config.out),
+        overwrite=config.overwrite,
+    )
+
+
+def to_source(models: schema.Models) -> ModelSource:
+    """Where the models are, in absolute paths: actors have another working directory."""
+    return ModelSource(
+        dir=absolute(models.dir) if models.dir else "",
+        pattern=models.pattern,
+        files={id: absolute(path) for id, path in models.files.items()},
+        composites={id: tuple(members) for id, members in models.composites.items()},
+    )
+
+
+def to_budget(executor: schema.Executor) -> Budget:
+    """How many workers, reads and bytes; raises `ConfigError`."""
+    problems: list[MergeflowError] = []
+    workers = len(os.sched_getaffinity(0)) if executor.workers is None else executor.workers
+    for name, value in (("workers", workers), ("reads_in_flight", executor.reads_in_flight)):
+        if value < 1:
+            problems.append(ConfigError(f"executor.{name}={value} must be at least 1"))
+    if executor.kind is schema.ExecutorKind.local and executor.address is not None:
+        problems.append(
+            ConfigError(f"executor.address={executor.address} is for Ray, but executor.kind is local; use executor=ray")
+        )
+    memory = 0
+    try:
+        memory = to_bytes(executor.memory)
+    except ConfigError as error:
+        problems.append(error)
+    raise_all(problems)
+    return Budget(workers, executor.reads_in_flight, memory)
+
+
+def to_bytes(text: str) -> int:
+    """A size as people write it.
+
+    >>> to_bytes("1GiB"), to_bytes("512 MiB"), to_bytes("2.5GB"), to_bytes("1000")
+    (1073741824, 536870912, 2500000000, 1000)
+    """
+    match = _SIZE.fullmatch(text.strip())
+    units = {unit.lower(): factor for unit, factor in UNITS.items()}
+    if match is None or match[2].lower() not in units:
+        raise ConfigError(f"executor.memory={text} is not a size; write 512MiB, 4GiB or 2GB")
+    return int(float(match[1]) * units[match[2].lower()])
+
+
+def absolute(path: str) -> str:
+    """The path without `~` and not relative to anything; links are left as they are."""
+    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - Path.absolute keeps `..`
+
+
+def _target(name: str, target: schema.Target) -> TargetRequest:
+    return TargetRequest(
+        name=name,
+        file=target.file,
+        dtype=target.dtype.value if target.dtype else None,
+        selection=target.selection,
+        components={label: PartRequest(part.selection, part.model) for label, part in target.components.items()},
+        keys_from=target.keys_from,
+        base=target.base,
+    )
+
+
+def _plain(name: str, written: Any) -> str | list[object]:
+    if isinstance(written, str):
+        return written
+    if isinstance(written, bool) or not isinstance(written, int | list):
+        raise ConfigError(f"selection.{name} is {written!r}; write a text such as '05,11', or a list of ids")
+    return [written] if isinstance(written, int) else cast("list[object]", written)
+
+
+def known_names(node: object = None, prefix: str = "") -> list[str]:
+    """Every dotted name that the schema knows, for suggestions."""
+    names: list[str] = []
+    for name, value in vars(schema.Config() if node is None else node).items():
+        names.append(prefix + name)
+        if is_dataclass(value):
+            names += known_names(value, f"{prefix}{name}.")
+    return names

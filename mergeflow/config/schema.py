@@ -1,0 +1,182 @@
+"""What may be typed. A name that is not here, or a value of another type, ends the run before it begins.
+
+The values live in `conf/`; these classes say which there are and of what type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Dict, List, Optional  # noqa: UP035 - OmegaConf reads annotations at run time, on 3.10 too
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+SCHEMA = "schema"
+
+
+class Job(Enum):
+    """What to do: merge, or show the plan and stop."""
+
+    merge = "merge"
+    plan = "plan"
+
+
+class MethodName(Enum):
+    """How one value is made of N."""
+
+    uniform = "uniform"
+
+
+class OutputDtype(Enum):
+    """What an output is written in."""
+
+    keep = "keep"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Missing(Enum):
+    """What happens when a model lacks a tensor."""
+
+    error = "error"
+    skip = "skip"
+    base = "base"
+
+
+class Surplus(Enum):
+    """What happens when a model has a tensor that the output does not."""
+
+    ignore = "ignore"
+    error = "error"
+
+
+class Integers(Enum):
+    """What happens when tensors of integers differ."""
+
+    error = "error"
+    first = "first"
+
+
+class Nonfinite(Enum):
+    """What happens to NaN and infinity in a source."""
+
+    error = "error"
+    skip = "skip"
+    propagate = "propagate"
+
+
+class ExecutorKind(Enum):
+    """Where the work is done."""
+
+    local = "local"
+    ray = "ray"
+
+
+@dataclass
+class Models:
+    """The model set."""
+
+    dir: Optional[str] = MISSING
+    pattern: str = "{id}.safetensors"
+    files: Dict[str, str] = field(default_factory=dict)
+    composites: Dict[str, List[str]] = field(default_factory=dict)
+    demo: bool = False
+    """Whether the demo set is to be made in `dir` when it is not there."""
+
+
+@dataclass
+class Component:
+    """One component of an architecture; see `recipe.architecture.architecture`."""
+
+    prefix: str = ""
+    tensors: Dict[str, Optional[List[int]]] = field(default_factory=dict)
+    layers: Dict[str, List[int]] = field(default_factory=dict)
+    integers: List[str] = field(default_factory=list)
+    optional: List[str] = field(default_factory=list)
+    markers: Dict[str, List[int]] = field(default_factory=dict)
+
+
+@dataclass
+class Arch:
+    """Which keys belong to which component."""
+
+    name: str = MISSING
+    dtype: OutputDtype = MISSING
+    metadata: Dict[str, str] = field(default_factory=dict)
+    components: Dict[str, Component] = field(default_factory=dict)
+
+
+@dataclass
+class Part:
+    """What one component of a target is made of."""
+
+    selection: Optional[str] = None
+    model: Optional[str] = None
+
+
+@dataclass
+class Target:
+    """One wanted output."""
+
+    file: str = MISSING
+    dtype: Optional[OutputDtype] = None
+    selection: Optional[str] = None
+    components: Dict[str, Part] = field(default_factory=dict)
+    keys_from: Optional[str] = None
+    base: Optional[str] = None
+
+
+@dataclass
+class Method:
+    """How one value is made of N."""
+
+    name: MethodName = MISSING
+
+
+@dataclass
+class Executor:
+    """Where and when the work is done."""
+
+    kind: ExecutorKind = MISSING
+    workers: Optional[int] = None
+    """Actors, or as many times `reads_in_flight` threads; the cores of this machine where null."""
+    reads_in_flight: int = 4
+    memory: str = "1GiB"
+    """What the blocks of all workers may use together."""
+    address: Optional[str] = None
+    """Of Ray: `local`, `auto` or `host:port`."""
+
+
+@dataclass
+class Keys:
+    """What happens where the keys of the models differ."""
+
+    missing: Missing = Missing.error
+    surplus: Surplus = Surplus.ignore
+    integers: Integers = Integers.error
+
+
+@dataclass
+class Config:
+    """Everything that may be typed."""
+
+    models: Models = field(default_factory=Models)
+    arch: Arch = field(default_factory=Arch)
+    selection: Dict[str, Any] = field(default_factory=dict)
+    target: Dict[str, Target] = field(default_factory=dict)
+    method: Method = field(default_factory=Method)
+    executor: Executor = field(default_factory=Executor)
+    experiment: Any = None
+    job: Job = Job.merge
+    out: str = MISSING
+    overwrite: bool = False
+    dtype: Optional[OutputDtype] = None
+    keys: Keys = field(default_factory=Keys)
+    nonfinite: Nonfinite = Nonfinite.error
+
+
+def register() -> None:
+    """Tell Hydra of the schema, which `conf/config.yaml` names first in its defaults."""
+    ConfigStore.instance().store(name=SCHEMA, node=Config)

@@ -1,0 +1,184 @@
+"""Rows to results, in pieces that fit a core's cache, and a look at the values that must not pass unseen.
+
+The census of magnitudes costs a fraction of the reading and pays twice: it betrays NaN and infinity at their
+source, and it tells the exact sum how far it may go without rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import torch
+
+from mergeflow.errors import UnmergeableValues
+from mergeflow.interfaces import Rows, RowsDiffer
+from mergeflow.methods.exact import INTEGER_VIEW
+from mergeflow.methods.registry import methods
+from mergeflow.plan.tiles import PIECE
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from mergeflow.execute.block import Group
+    from mergeflow.plan.plan import Cell, Plan, Strip, Tile
+
+CENSUS_ROWS = 16
+"""Rows whose magnitudes are looked at together; few enough that they stay in a core's own cache."""
+
+
+class Piece(NamedTuple):
+    """A few thousand elements of a tile: where they are, for messages, and their rows."""
+
+    strip: Strip
+    start: int
+    """The first element, counted in the tensor."""
+    rows: Rows
+
+
+class Arithmetic:
+    """The merging of tiles for one thread, with the scratch that it needs."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._methods = methods(strict_integers=plan.strict_integers)
+        self._census = torch.empty(CENSUS_ROWS * PIECE, dtype=torch.int64)
+
+    def merge(
+        self,
+        strip: Strip,
+        tile: Tile,
+        groups: Sequence[Group],
+        outs: Sequence[Tensor],
+        tolerated: Counter[tuple[int, str]],
+    ) -> None:
+        """Fill `outs`, one row for each cell of `strip`, from the rows of `tile` in `groups`.
+
+        Values that are not finite and that the policy lets pass are counted in `tolerated` by (source, key).
+        """
+        floats = any(not self._methods[cell.method].takes_any_dtype for cell in strip.cells)
+        for start in range(0, tile.stop - tile.start, PIECE):
+            part = slice(start, min(start + PIECE, tile.stop - tile.start))
+            piece = Piece(strip, tile.start + start, self._rows(groups, part, floats))
+            self._count(piece, tolerated, floats)
+            for cell, out in zip(strip.cells, outs, strict=True):
+                self._cell(piece, cell, out[part])
+
+    def _rows(self, groups: Sequence[Group], part: slice, floats: bool) -> Rows:
+        values: list[Tensor] = []
+        peaks: list[float] = []
+        for group in groups:
+            matrix = group.values[:, part]
+            if group.dtype.is_fp8:
+                matrix = matrix.to(torch.float16)
+            values += matrix.unbind(0)
+            known = floats and group.dtype.is_float
+            peaks += self._peaks(matrix) if known else [math.nan] * len(matrix)
+        return Rows(values, peaks)
+
+    def _peaks(self, matrix: Tensor) -> list[float]:
+        """The largest magnitude in each row; infinite or NaN where the row holds one.
+
+        It is read off the bits without the sign, which are ordered as the magnitudes are, NaN above infinity.
+        """
+        integers = INTEGER_VIEW[matrix.element_size()]
+        bits = matrix.view(integers)
+        mask = torch.iinfo(integers).max
+        found: list[float] = []
+        for first in range(0, len(bits), CENSUS_ROWS):
+            some = bits[first : first + CENSUS_ROWS]
+            room = self._census.view(integers)[: some.numel()].view(some.shape)
+            found += torch.bitwise_and(some, mask, out=room).amax(1).view(matrix.dtype).tolist()
+        return found
+
+    def _count(self, piece: Piece, tolerated: Counter[tuple[int, str]], floats: bool) -> None:
+        """Count what is tolerated, row by row, so that a row that several targets use counts once."""
+        if not floats or self._plan.nonfinite == "error":
+            return
+        for source, row, peak in zip(piece.strip.sources, piece.rows.values, piece.rows.peaks, strict=True):
+            if row.is_floating_point() and not math.isfinite(peak):
+                tolerated[source, piece.strip.key] += int((~row.isfinite()).sum())
+
+    def _cell(self, piece: Piece, cell: Cell, out: Tensor) -> None:
+        method = self._methods[cell.method]
+        rows = Rows([piece.rows.values[row] for row in cell.rows], [piece.rows.peaks[row] for row in cell.rows])
+        try:
+            if method.takes_any_dtype:
+                method.merge(rows, cell.shares, out)
+                return
+            finite = all(map(math.isfinite, rows.peaks))
+            if not finite and self._plan.nonfinite == "error":
+                self._not_finite(piece, cell)
+            if finite or self._plan.nonfinite == "propagate":
+                method.merge(rows, cell.shares, out)
+            else:
+                method.skip(rows, cell.shares, out)
+        except RowsDiffer as error:
+            self._differ(piece, cell, error)
+        self._check_result(piece, cell, rows, finite, out)
+
+    def _check_result(self, piece: Piece, cell: Cell, rows: Rows, finite: bool, out: Tensor) -> None:
+        """Only what came in may go out: anything else that is not finite has overflowed."""
+        bad = ~out.isfinite() if not out.dtype.itemsize == 1 else ~out.to(torch.float32).isfinite()
+        if not bool(bad.any()):
+            return
+        lost = torch.zeros_like(bad)
+        if not finite:
+            passed = [row.isfinite() for row in rows.values]
+            if self._plan.nonfinite == "propagate":
+                bad &= torch.stack(passed).all(0)
+            else:
+                lost = bad & ~torch.stack(passed).any(0)
+        if bool(lost.any()):
+            at = piece.start + int(lost.nonzero()[0])
+            raise UnmergeableValues(
+                f"'{piece.strip.key}': no selected model has a finite value at element {at:,}, so there is nothing to "
+                "average; leave the broken models out of the list, or choose nonfinite=propagate"
+            )
+        if bool(bad.any()):
+            self._overflow(piece, cell, rows, out, bad)
+
+    def _overflow(self, piece: Piece, cell: Cell, rows: Rows, out: Tensor, bad: Tensor) -> NoReturn:
+        exact = torch.empty(len(out), dtype=torch.float64)
+        method = self._methods[cell.method]
+        (method.skip if self._plan.nonfinite == "skip" else method.merge)(rows, cell.shares, exact)
+        at = int(bad.nonzero()[0])
+        value = float(exact[at])
+        wider = [name for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)) if _holds(dtype, value)]
+        remedy = f"choose dtype={' or dtype='.join(wider)}" if wider else "no dtype of an output holds it"
+        raise UnmergeableValues(
+            f"'{piece.strip.key}' overflows {cell.dtype.code}: the value of element {piece.start + at:,} is {value:g}, "
+            f"and {cell.dtype.code} holds up to {torch.finfo(out.dtype).max:,g}; {remedy}"
+        )
+
+    def _not_finite(self, piece: Piece, cell: Cell) -> NoReturn:
+        culprits = []
+        for row in cell.rows:
+            if not math.isfinite(piece.rows.peaks[row]):
+                values = piece.rows.values[row]
+                nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+                at = piece.start + int((~values.isfinite()).nonzero()[0])
+                counts = " and ".join(f"{n:,} {what}" for n, what in ((nan, "NaN"), (infinite, "infinite")) if n)
+                culprits.append(f"model {self._model(piece, row)} has {counts} value(s) from element {at:,} on")
+        raise UnmergeableValues(
+            f"'{piece.strip.key}': {'; '.join(culprits)} (first ones found); leave the model out of the list, or choose "
+            "nonfinite=skip (mean of the finite values) or nonfinite=propagate"
+        )
+
+    def _differ(self, piece: Piece, cell: Cell, error: RowsDiffer) -> NoReturn:
+        raise UnmergeableValues(
+            f"'{piece.strip.key}' is not a tensor to average, and the models disagree: element "
+            f"{piece.start + error.element:,} is {error.value:g} in model {self._model(piece, cell.rows[error.row])}, "
+            f"{error.expected:g} in others or as {cell.dtype.code}; leave the model out of the list, or choose "
+            "keys.integers=first to take those of the first model"
+        ) from error
+
+    def _model(self, piece: Piece, row: int) -> str:
+        return self._plan.checkpoints[piece.strip.sources[row]].id
+
+
+def _holds(dtype: torch.dtype, value: float) -> bool:
+    return math.isfinite(torch.tensor(value, dtype=torch.float64).to(dtype).item())

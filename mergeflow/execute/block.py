@@ -1,0 +1,80 @@
+"""The block: the memory into which one thread reads the rows of a tile, and from which it writes the results."""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from mergeflow.plan.tiles import ROW_ALIGNMENT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from mergeflow.tensors import Dtype
+
+class Row(NamedTuple):
+    """One row of a block: where its bytes lie."""
+
+    begin: int
+    end: int
+
+
+class Group(NamedTuple):
+    """Adjacent rows of one dtype, as a matrix `(rows, elements)` over the block's memory."""
+
+    dtype: Dtype
+    rows: range
+    values: Tensor
+
+
+class Block:
+    """Memory for the rows of one tile, reused for every tile that a thread works on.
+
+    It is mapped, not allocated: pages that no tile touches are never taken from the machine.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._memory = mmap.mmap(-1, max(size, 1))
+        self.view = memoryview(self._memory)
+        self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
+
+    def rows(self, dtypes: Sequence[Dtype], elements: int, start: int = 0) -> list[Row]:
+        """The place of one row of `elements` for each dtype, from byte `start` on; equal dtypes are evenly spaced."""
+        placed = []
+        for dtype in dtypes:
+            end = start + elements * dtype.itemsize
+            placed.append(Row(start, end))
+            start = end + -end % ROW_ALIGNMENT
+        return placed
+
+    def groups(self, dtypes: Sequence[Dtype], rows: Sequence[Row]) -> Iterator[Group]:
+        """The rows as matrices, one for each run of equal dtypes."""
+        first = 0
+        while first < len(rows):
+            last = first
+            while last + 1 < len(rows) and dtypes[last + 1] is dtypes[first]:
+                last += 1
+            stride = rows[first].end - rows[first].begin
+            stride += -stride % ROW_ALIGNMENT
+            count = last - first + 1
+            elements = (rows[first].end - rows[first].begin) // dtypes[first].itemsize
+            begin = rows[first].begin
+            # The last row's padding may lie beyond the memory; a view of what is there needs no padding.
+            values = self._bytes[begin : rows[last].end].view(torch_dtype(dtypes[first]))
+            values = values.as_strided((count, elements), (stride // dtypes[first].itemsize, 1))
+            yield Group(dtypes[first], range(first, last + 1), values)
+            first = last + 1
+
+    def row(self, dtype: Dtype, row: Row) -> Tensor:
+        """One row as a 1-D tensor."""
+        return self._bytes[row.begin : row.end].view(torch_dtype(dtype))
+
+
+def torch_dtype(dtype: Dtype) -> torch.dtype:
+    """What torch calls it."""
+    found: torch.dtype = getattr(torch, dtype.torch_name)
+    return found

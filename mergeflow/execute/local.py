@@ -1,0 +1,58 @@
+"""The executor that needs nothing: threads in this process. torch and positioned reads release the GIL."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TYPE_CHECKING
+
+from mergeflow.execute.shard import OpenFiles, ShardWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mergeflow.execute.shard import Job
+    from mergeflow.interfaces import Receipt
+    from mergeflow.recipe.request import Budget
+
+
+class Crew:
+    """The threads of one process that work on a job: each has a block of its own, all share the open files."""
+
+    def __init__(self, job: Job) -> None:
+        self.stopped = threading.Event()
+        self._job = job
+        self._files = OpenFiles(job)
+        self._local = threading.local()
+
+    def run(self, shard: int) -> Receipt:
+        """Do one shard in the calling thread."""
+        worker: ShardWorker | None = getattr(self._local, "worker", None)
+        if worker is None:
+            worker = self._local.worker = ShardWorker(self._job, self._files, self.stopped.is_set)
+        return worker.run(shard)
+
+    def close(self) -> None:
+        """Give the files back, once no thread works any more."""
+        self._files.close()
+
+
+class LocalExecutor:
+    """As many threads as workers times reads in flight."""
+
+    name = "local"
+
+    def __init__(self, budget: Budget) -> None:
+        self._threads = budget.workers * budget.reads_in_flight
+
+    def map(self, job: Job, shards: Sequence[int]) -> Iterator[Receipt]:
+        """Run every shard, yielding receipts as they come; see `interfaces.Executor`."""
+        crew = Crew(job)
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mergeflow")
+        try:
+            for done in as_completed([pool.submit(crew.run, shard) for shard in shards]):
+                yield done.result()
+        finally:
+            crew.stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            crew.close()

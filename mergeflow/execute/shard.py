@@ -1,0 +1,147 @@
+"""One thread's work: for each tile of a shard, read its rows, merge them for every target, write the results.
+
+Nothing here knows how many threads or machines there are. A shard may be done twice: it writes the same bytes to
+the same places.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import threading
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mergeflow.errors import MergeflowError
+from mergeflow.execute.arithmetic import Arithmetic
+from mergeflow.execute.block import Block
+from mergeflow.interfaces import Receipt
+from mergeflow.plan.tiles import ROW_ALIGNMENT
+from mergeflow.tensors import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from mergeflow.interfaces import Reader, Store, Writer
+    from mergeflow.plan.plan import Plan, Tile
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is told once."""
+
+    plan: Plan
+    store: Store
+    drafts: tuple[str, ...]
+    """Where each of the plan's outputs is being written."""
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong: someone asked for it
+    """The run is being given up."""
+
+
+class OpenFiles:
+    """The sources and drafts of a job, each opened once per process and shared by its threads."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._lock = threading.Lock()
+        self._readers: dict[int, Reader] = {}
+        self._writers: dict[int, Writer] = {}
+
+    def reader(self, source: int) -> Reader:
+        """The checkpoint with that index."""
+        reader = self._readers.get(source)
+        if reader is None:
+            with self._lock:
+                reader = self._readers.get(source)
+                if reader is None:
+                    reader = self._job.store.reader(self._job.plan.checkpoints[source].path)
+                    self._readers[source] = reader
+        return reader
+
+    def writer(self, output: int) -> Writer:
+        """The draft of the output with that index."""
+        writer = self._writers.get(output)
+        if writer is None:
+            with self._lock:
+                writer = self._writers.get(output)
+                if writer is None:
+                    writer = self._writers[output] = self._job.store.writer(self._job.drafts[output])
+        return writer
+
+    def close(self) -> None:
+        """Give all files back. What the last writes of a draft met is told by its `commit`."""
+        for file in (*self._readers.values(), *self._writers.values()):
+            with suppress(MergeflowError, OSError):
+                file.close()
+        self._readers, self._writers = {}, {}
+
+
+class ShardWorker:
+    """One block of memory and the loop that fills it."""
+
+    def __init__(self, job: Job, files: OpenFiles, stopped: Callable[[], bool] = lambda: False) -> None:
+        self._plan = job.plan
+        self._files = files
+        self._stopped = stopped
+        self._block = Block(job.plan.memory.block)
+        self._arithmetic = Arithmetic(job.plan)
+
+    def run(self, shard: int) -> Receipt:
+        """Merge and write every tile of `shard`; raises `UnmergeableValues` or `StorageError`."""
+        spans: list[Span] = []
+        tolerated: Counter[tuple[int, str]] = Counter()
+        bytes_read = 0
+        for tile in self._plan.shards[shard]:
+            bytes_read += self._tile(tile, spans, tolerated)
+        checkpoints = self._plan.checkpoints
+        return Receipt(
+            shard=shard,
+            spans=tuple(_joined(spans)),
+            bytes_read=bytes_read,
+            skipped=tuple((checkpoints[source].id, key, count) for (source, key), count in tolerated.items()),
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+            peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+
+    def _tile(self, tile: Tile, spans: list[Span], tolerated: Counter[tuple[int, str]]) -> int:
+        strip = self._plan.strips[tile.strip]
+        elements = tile.stop - tile.start
+        rows = self._block.rows(strip.dtypes, elements)
+        results = self._block.rows([cell.dtype for cell in strip.cells], elements, _aligned(rows[-1].end))
+        for source, offset, dtype, row in zip(strip.sources, strip.offsets, strip.dtypes, rows, strict=True):
+            if self._stopped():
+                raise Stopped
+            position = offset + tile.start * dtype.itemsize
+            self._files.reader(source).read_into(self._block.view[row.begin : row.end], position)
+        groups = list(self._block.groups(strip.dtypes, rows))
+        outs = [self._block.row(cell.dtype, row) for cell, row in zip(strip.cells, results, strict=True)]
+        self._arithmetic.merge(strip, tile, groups, outs, tolerated)
+        for cell, row in zip(strip.cells, results, strict=True):
+            for place in cell.places:
+                begin = place.offset + tile.start * cell.dtype.itemsize
+                self._files.writer(place.output).write(self._block.view[row.begin : row.end], begin)
+                spans.append(Span(place.output, begin, begin + row.end - row.begin))
+        return sum(row.end - row.begin for row in rows)
+
+
+def _aligned(offset: int) -> int:
+    return offset + -offset % ROW_ALIGNMENT
+
+
+def _joined(spans: Iterable[Span]) -> Iterable[Span]:
+    """The same bytes in as few spans as possible."""
+    current: Span | None = None
+    for span in sorted(spans):
+        if current is not None and (span.output, span.begin) == (current.output, current.end):
+            current = current._replace(end=span.end)
+        else:
+            if current is not None:
+                yield current
+            current = span
+    if current is not None:
+        yield current

@@ -1,0 +1,201 @@
+"""The whole program: open, plan, run, commit.
+
+    request = Request(...)
+    plan = open_plan(request)        # headers are read, everything is decided
+    result = run(plan, executor)     # drafts, shards, receipts, commit
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mergeflow.errors import FormatError, MergeflowError, StorageError, raise_all
+from mergeflow.execute.coverage import Coverage
+from mergeflow.execute.digest import TrailingDigest
+from mergeflow.formats.safetensors import Safetensors
+from mergeflow.plan.make import make_plan
+from mergeflow.recipe.request import resolve
+from mergeflow.storage.local import LocalStore, free_bytes, list_files, writable_problem
+from mergeflow.tensors import Checkpoint, si_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mergeflow.interfaces import Draft, Executor, Format, Receipt, Store
+    from mergeflow.plan.plan import Plan
+    from mergeflow.recipe.request import Recipe, Request
+
+HEADERS_AT_ONCE = 8
+"""Headers are small and far apart: what a network file system charges for them is waiting, so they wait together."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has made."""
+
+    plan: Plan
+    digests: tuple[str, ...]
+    """SHA-256 of the tensors of each output, in hex."""
+    receipts: tuple[Receipt, ...]
+    seconds: float
+    """From the first draft to the last byte synced."""
+
+    @property
+    def tolerated(self) -> dict[tuple[str, str], int]:
+        """How many values that are not finite were tolerated, by (model, key)."""
+        counts: dict[tuple[str, str], int] = {}
+        for receipt in self.receipts:
+            for model, key, count in receipt.skipped:
+                counts[model, key] = counts.get((model, key), 0) + count
+        return counts
+
+
+def open_plan(request: Request, store: Store | None = None, format: Format | None = None) -> Plan:
+    """Find the models, read their headers, decide everything.
+
+    Raises `UsageError` if the request names what does not exist. Whatever else forbids the merge (bad files,
+    sources that disagree, an output that exists) is in `plan.problems`, all of it.
+    """
+    store, format = store or LocalStore(), format or Safetensors()
+    recipe = resolve(request, list_files(request.models.dir) if request.models.dir else [])
+    checkpoints, problems = _headers(recipe, store, format)
+    plan = make_plan(recipe, checkpoints, format, request.out)
+    problems += plan.problems
+    problems += _output_problems(plan, request)
+    return replace(plan, problems=tuple(problems))
+
+
+def run(
+    plan: Plan,
+    executor: Executor,
+    store: Store | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Result:
+    """Carry out `plan`; `progress` is told the bytes read with every receipt.
+
+    Raises what forbids the plan, and whatever the work meets. Either every output is there under its final name,
+    complete and synced, or none that this run wrote.
+    """
+    from mergeflow.execute.shard import Job
+
+    raise_all(plan.problems)
+    store = store or LocalStore()
+    began = time.perf_counter()
+    drafts: list[Draft] = []
+    digest: TrailingDigest | None = None
+    try:
+        for output in plan.outputs:
+            drafts.append(store.draft(output.path, output.layout.size))
+        addresses = tuple(draft.address for draft in drafts)
+        _write_heads(plan, store, addresses)
+        coverage = Coverage(plan.outputs)
+        digest = TrailingDigest(store, addresses, plan.outputs, coverage)
+        receipts = []
+        for receipt in executor.map(Job(plan, store, addresses), range(len(plan.shards))):
+            coverage.add(receipt.spans)
+            digest.advance()
+            receipts.append(receipt)
+            progress(receipt.bytes_read)
+        coverage.check()
+        digests = digest.result()
+        _unchanged(plan, store)
+        for draft in drafts:
+            draft.commit()
+    finally:
+        if digest is not None:
+            digest.stop()
+        for draft in drafts:
+            draft.discard()
+    return Result(plan, tuple(digests), tuple(receipts), time.perf_counter() - began)
+
+
+def _headers(recipe: Recipe, store: Store, format: Format) -> tuple[list[Checkpoint], list[MergeflowError]]:
+    """The checkpoints whose headers can be read, and what is wrong with the others."""
+
+    def open_one(id: str) -> Checkpoint | MergeflowError:
+        try:
+            return _open(id, recipe.models.paths[id], store, format)
+        except MergeflowError as error:
+            return error
+
+    with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
+        opened = list(pool.map(open_one, recipe.checkpoints()))
+    return (
+        [checkpoint for checkpoint in opened if isinstance(checkpoint, Checkpoint)],
+        [error for error in opened if isinstance(error, MergeflowError)],
+    )
+
+
+def _open(id: str, path: str, store: Store, format: Format) -> Checkpoint:
+    try:
+        stat = store.stat(path)
+        reader = store.reader(path)
+    except StorageError as error:
+        raise StorageError(f"model {id}: {error}") from error
+
+    def read(offset: int, count: int) -> bytes:
+        buffer = bytearray(count)
+        reader.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    try:
+        return Checkpoint(id, path, stat, format.parse(read, stat.size))
+    except FormatError as error:
+        raise FormatError(f"model {id}: {path} cannot be used: {error}") from error
+    finally:
+        reader.close()
+
+
+def _output_problems(plan: Plan, request: Request) -> list[MergeflowError]:
+    """Why the outputs could not be written where they are wanted; nothing is created to find out."""
+    problems: list[MergeflowError] = []
+    cause = writable_problem(request.out)
+    if cause is not None:
+        problems.append(StorageError(f"out={request.out} cannot be used: {cause}; choose another out="))
+    free = free_bytes(request.out)
+    if free < plan.bytes_written:
+        problems.append(
+            StorageError(
+                f"out={request.out} has {si_bytes(free)} free, but the outputs need {si_bytes(plan.bytes_written)}; "
+                "free some space or choose another out="
+            )
+        )
+    store = LocalStore()
+    inputs = {(c.stat.device, c.stat.inode): c for c in plan.checkpoints}
+    for output in plan.outputs:
+        try:
+            there = store.stat(output.path)
+        except StorageError as error:
+            if "does not exist" not in str(error) or "is a link" in str(error):
+                problems.append(error)
+            continue
+        source = inputs.get((there.device, there.inode))
+        if source is not None:
+            problems.append(
+                StorageError(f"{output.path} is model {source.id} itself ({source.path}); choose another out= or file")
+            )
+        elif not request.overwrite:
+            problems.append(StorageError(f"{output.path} exists; choose another out=, or overwrite=true"))
+    return problems
+
+
+def _write_heads(plan: Plan, store: Store, addresses: Sequence[str]) -> None:
+    for output, address in zip(plan.outputs, addresses, strict=True):
+        writer = store.writer(address)
+        try:
+            writer.write(memoryview(output.layout.head), 0)
+        finally:
+            writer.close()
+
+
+def _unchanged(plan: Plan, store: Store) -> None:
+    """A source that was written to while it was read has spoiled the result."""
+    changed = [
+        StorageError(f"model {checkpoint.id}: {checkpoint.path} was changed while it was being read; merge again")
+        for checkpoint in plan.checkpoints
+        if store.stat(checkpoint.path) != checkpoint.stat
+    ]
+    raise_all(changed)

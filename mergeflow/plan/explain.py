@@ -1,0 +1,80 @@
+"""The plan as a page of text."""
+
+from __future__ import annotations
+
+import textwrap
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from mergeflow.tensors import si_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mergeflow.plan.plan import Output, Plan
+    from mergeflow.recipe.request import Part
+
+WIDTH = 110
+INDENT = " " * 8
+
+
+def explain(plan: Plan) -> str:
+    """What will be made of what, what it costs, what is odd and what forbids it."""
+    lines = [f"{len(plan.outputs)} output(s) from {len(plan.checkpoints)} checkpoint(s)", ""]
+    for output in plan.outputs:
+        lines += [*_output(output), ""]
+    lines += _cost(plan)
+    for title, sentences in (("notes", list(plan.notes)), ("problems", [str(e) for e in plan.problems])):
+        if sentences:
+            lines += ["", f"{title} ({len(sentences)})", *(line for text in sentences for line in _item(text))]
+    lines += ["", "nothing forbids this plan" if not plan.problems else "this plan cannot be carried out"]
+    return "\n".join(lines)
+
+
+def _output(output: Output) -> Iterator[str]:
+    size = f"{si_bytes(output.layout.size)}, {len(output.layout.tensors):,} tensors"
+    yield f"{output.target.name} -> {output.path} ({size})"
+    dtypes = dict(output.dtypes)
+    for part in output.target.parts:
+        written = f"written as {dtypes.get(part.component, 'nothing')}"
+        if part.method == "copy":
+            yield f"  {part.component:<6}model {part.entries[0]} as it is, {written}"
+            continue
+        checkpoints = "" if len(part.shares) == len(part.entries) else f" ({len(part.shares)} checkpoints)"
+        yield f"  {part.component:<6}{part.method} of {len(part.entries)} models{checkpoints}, {written}"
+        yield from _wrapped(" ".join(part.entries))
+        yield from _wrapped(shares_in_words(part))
+
+
+def shares_in_words(part: Part) -> str:
+    """`1/14 each; 21 1/28; 22 3/28`: the share that most have, and those that have another."""
+    usual = Fraction(1, len(part.entries))
+    others = [(id, share) for id, share in part.shares.items() if share != usual]
+    if len(others) == len(part.shares):
+        usual_text = ""
+    else:
+        usual_text = f"{usual} each" if not others else f"{usual} each, but "
+    return "share " + usual_text + ", ".join(f"{id} {share}" for id, share in others)
+
+
+def _cost(plan: Plan) -> Iterator[str]:
+    memory = plan.memory
+    read, written = plan.bytes_read, plan.bytes_written
+    yield f"read    {si_bytes(read)} of {len(plan.checkpoints)} file(s), each byte once"
+    yield f"write   {si_bytes(written)} into {len(plan.outputs)} file(s)"
+    yield f"work    {len(plan.strips):,} tensors in {plan.tiles:,} tiles, {len(plan.shards):,} shards"
+    per_worker = plan.budget.reads_in_flight * (memory.block + memory.scratch)
+    yield (
+        f"memory  {si_bytes(per_worker)} per worker, {si_bytes(memory.projected)} for {plan.budget.workers} worker(s) with "
+        f"{plan.budget.reads_in_flight} block(s) each, of {si_bytes(memory.allowed)} allowed; beside it every process "
+        "has Python and torch (about 0.3 GB)"
+    )
+    yield f"time    about {(read + written) / 1e9:,.1f} s where the storage delivers 1 GB/s, half of it at 2 GB/s"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)
+
+
+def _item(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)

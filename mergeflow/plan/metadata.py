@@ -1,0 +1,92 @@
+"""What an output says about itself: enough to make it again, and nothing about the machine or the moment.
+
+The same recipe gives the same bytes: no path, no time stamp, no host. All values are text, as the format demands.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from mergeflow import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mergeflow.plan.agree import Wanted
+    from mergeflow.recipe.request import Recipe, Target
+    from mergeflow.tensors import Checkpoint
+
+V_PREDICTION = "v_pred"
+
+
+def metadata(
+    target: Target, recipe: Recipe, wanted: list[Wanted], checkpoints: Mapping[str, tuple[int, Checkpoint]]
+) -> dict[str, str]:
+    """The metadata of one output: ModelSpec, the convention of web UIs, and the whole recipe."""
+    made = {"format": "pt"}
+    used = list(dict.fromkeys(id for part in target.parts for id in part.shares))
+    names = {id: _name(checkpoints[id][1].path) for id in used}
+    if recipe.architecture.metadata:
+        made.update(recipe.architecture.metadata)
+        made["modelspec.title"] = target.file.removesuffix(".safetensors")
+        made["modelspec.merged_from"] = ", ".join(name.removesuffix(".safetensors") for name in names.values())
+        predicts_v = any(tensor.key == V_PREDICTION for tensor in wanted)
+        made["modelspec.prediction_type"] = "v" if predicts_v else "epsilon"
+    described = describe(target, recipe)
+    made["sd_merge_recipe"] = _json({"type": "mergeflow", **described})
+    made["sd_merge_models"] = _json({id: _lineage(name, checkpoints[id][1]) for id, name in names.items()})
+    # A web UI that copies metadata parses every value that starts with a brace and then cannot save it again
+    # (webui #10460); JSON may start with a space, and then it stays text.
+    made["mergeflow"] = " " + _json(described)
+    return made
+
+
+def describe(target: Target, recipe: Recipe) -> dict[str, Any]:
+    """The recipe of one target as plain data: what it is made of, by which shares and under which policies."""
+    entries = {entry for part in target.parts for entry in part.entries}
+    policies = recipe.policies
+    return {
+        "mergeflow": __version__,
+        "architecture": recipe.architecture.name,
+        "dtype": target.dtype,
+        "keys": {
+            "missing": policies.missing,
+            "surplus": policies.surplus,
+            "integers": policies.integers,
+            "from": target.keys_from,
+            "base": target.base,
+        },
+        "nonfinite": policies.nonfinite,
+        "components": {
+            part.component: {
+                "method": part.method,
+                "list": list(part.entries),
+                "shares": {id: str(share) for id, share in part.shares.items()},
+            }
+            for part in target.parts
+        },
+        "composites": {
+            id: list(members) for id, members in recipe.models.composites.items() if id in entries
+        },
+    }
+
+
+def _lineage(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """One entry of `sd_merge_models`. The web UI keys them by the hash of the file, which nobody has read here."""
+    return {"name": name, "legacy_hash": None, "sd_merge_recipe": _parsed(checkpoint.header.metadata)}
+
+
+def _parsed(source: Mapping[str, str]) -> Any:
+    try:
+        return json.loads(source.get("sd_merge_recipe", "null"))
+    except ValueError:
+        return None
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

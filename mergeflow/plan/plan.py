@@ -1,0 +1,128 @@
+"""The plan: everything that will happen, as a value that can be printed, compared, tested and sent to workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from mergeflow.errors import MergeflowError
+    from mergeflow.recipe.request import Budget, Nonfinite, Target
+    from mergeflow.tensors import Checkpoint, Dtype, Layout
+
+
+class Place(NamedTuple):
+    """Where a row of results goes."""
+
+    output: int
+    offset: int
+    """The byte of the output at which the tensor begins."""
+
+
+class Cell(NamedTuple):
+    """One row of results that a strip yields. Targets that want the same row share the cell."""
+
+    method: str
+    dtype: Dtype
+    rows: tuple[int, ...]
+    """Which rows of the strip, in the order of the target's list."""
+    shares: tuple[int, ...]
+    """Numerators over their sum, one for each of `rows`."""
+    places: tuple[Place, ...]
+
+
+class Strip(NamedTuple):
+    """One tensor key in every source and every output that has it: what tiles are cut from."""
+
+    key: str
+    elements: int
+    sources: tuple[int, ...]
+    """Indices of the plan's checkpoints, one for each row of a block."""
+    dtypes: tuple[Dtype, ...]
+    """The dtype of each row; equal ones are adjacent."""
+    offsets: tuple[int, ...]
+    """The byte of the source file at which each row's tensor begins."""
+    cells: tuple[Cell, ...]
+
+    @property
+    def bytes_per_element(self) -> int:
+        """Bytes that one element takes in a block: all rows, and all rows of results."""
+        return sum(dtype.itemsize for dtype in self.dtypes) + sum(cell.dtype.itemsize for cell in self.cells)
+
+
+class Tile(NamedTuple):
+    """A run of consecutive elements of one strip."""
+
+    strip: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file that will be written."""
+
+    target: Target
+    path: str
+    layout: Layout
+    dtypes: tuple[tuple[str, str], ...] = ()
+    """(component, what its tensors are written in) for the page that explains the plan."""
+
+    @property
+    def data(self) -> tuple[int, int]:
+        """The bytes after the head: begin and end."""
+        return len(self.layout.head), self.layout.size
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the blocks will use. It depends on the tiles, not on how many or how large the models are."""
+
+    allowed: int
+    """`executor.memory`, in bytes, for all workers together."""
+    threads: int
+    """How many blocks there are: workers times the reads that each keeps under way."""
+    block: int
+    """Bytes of one block: every row of the largest tile, and its rows of results."""
+    scratch: int
+    """Bytes of intermediate values beside one block."""
+
+    @property
+    def projected(self) -> int:
+        """Bytes of all blocks with their scratch."""
+        return self.threads * (self.block + self.scratch)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be read, merged and written, to the byte."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    outputs: tuple[Output, ...]
+    strips: tuple[Strip, ...]
+    shards: tuple[tuple[Tile, ...], ...]
+    memory: Memory
+    budget: Budget
+    nonfinite: Nonfinite
+    strict_integers: bool
+    notes: tuple[str, ...] = ()
+    """What was tolerated or is odd, in sentences."""
+    problems: tuple[MergeflowError, ...] = field(default=())
+    """Why it cannot be carried out; empty for a plan that can."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of tensors that the run reads, each once."""
+        return sum(
+            strip.elements * sum(dtype.itemsize for dtype in strip.dtypes) for strip in self.strips if strip.elements
+        )
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all outputs, heads included."""
+        return sum(output.layout.size for output in self.outputs)
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles there are."""
+        return sum(len(shard) for shard in self.shards)

@@ -1,0 +1,97 @@
+"""Tiles, shards and memory: how the work is cut so that it fits the budget and can be shared out.
+
+A tile is as long as its block allows: with more models the rows get shorter, never the memory larger. Shards
+do not depend on how many workers there are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mergeflow.errors import OverBudget
+from mergeflow.plan.plan import Memory, Tile
+from mergeflow.tensors import si_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mergeflow.plan.plan import Strip
+    from mergeflow.recipe.request import Budget
+
+ROW_ALIGNMENT = 64
+"""Bytes; rows of a block start on cache lines, so that vector loads are aligned."""
+LONGEST_READ = 4 << 20
+"""Bytes of one row: longer reads do not make storage faster, and shorter ones share the work better."""
+SHORTEST_ROW = 4096
+"""Elements; below this a merge is all bookkeeping, so a budget that asks for less is refused."""
+TILE_GRAIN = 4096
+"""Elements; tiles end at multiples, so that most reads start on a page of a file whose tensors do."""
+PIECE = 16384
+"""Elements that are merged at a time, so that rows and sums stay in a core's own cache."""
+SCRATCH = 4 << 20
+"""Bytes of intermediate values beside a block: the sums of one piece in fp64 and the census of a few rows."""
+LARGEST_SHARD = 256 << 20
+"""Bytes read and written: a shard is what is repeated when a worker fails."""
+SMALLEST_SHARD = 1 << 20
+SHARDS_WANTED = 128
+"""Enough for any number of workers to finish together."""
+
+
+def memory_for(strips: Sequence[Strip], budget: Budget) -> Memory:
+    """How large blocks are, and what all of them use; raises `OverBudget` if the smallest would not fit."""
+    threads = budget.workers * budget.reads_in_flight
+    scratch = SCRATCH + max((_widened(strip) for strip in strips), default=0)
+    room = budget.memory // threads - scratch
+    least = max((_block(strip, min(strip.elements, SHORTEST_ROW)) for strip in strips), default=0)
+    if room < least:
+        needed = threads * (least + scratch)
+        raise OverBudget(
+            f"executor.memory allows {si_bytes(budget.memory)} for {threads} blocks, but {threads} blocks of "
+            f"{max((len(strip.sources) for strip in strips), default=0)} models need at least {si_bytes(needed)}; "
+            "raise executor.memory, or lower executor.workers or executor.reads_in_flight"
+        )
+    block = max((_block(strip, _tile_length(strip, room)) for strip in strips), default=0)
+    return Memory(budget.memory, threads, block, scratch)
+
+
+def cut(strips: Sequence[Strip], memory: Memory) -> tuple[tuple[Tile, ...], ...]:
+    """Shards of consecutive tiles that cover every element of every strip exactly once."""
+    total = sum(strip.elements * strip.bytes_per_element for strip in strips)
+    wanted = min(max(total // SHARDS_WANTED, SMALLEST_SHARD), LARGEST_SHARD)
+    shards: list[tuple[Tile, ...]] = []
+    tiles: list[Tile] = []
+    size = 0
+    for index, strip in enumerate(strips):
+        length = _tile_length(strip, memory.block)
+        for start in range(0, strip.elements, length or 1):
+            stop = min(start + length, strip.elements)
+            tiles.append(Tile(index, start, stop))
+            size += (stop - start) * strip.bytes_per_element
+            if size >= wanted:
+                shards.append(tuple(tiles))
+                tiles, size = [], 0
+    if tiles:
+        shards.append(tuple(tiles))
+    return tuple(shards)
+
+
+def _tile_length(strip: Strip, room: int) -> int:
+    """Elements of this strip's tiles when a block may have `room` bytes."""
+    slack = ROW_ALIGNMENT * (len(strip.sources) + len(strip.cells))
+    widest = max(dtype.itemsize for dtype in strip.dtypes)
+    longest = min((room - slack) // strip.bytes_per_element, LONGEST_READ // widest)
+    if strip.elements <= longest:
+        return strip.elements
+    tiles = -(-strip.elements // longest)
+    even = -(-strip.elements // tiles)
+    return min(-(-even // TILE_GRAIN) * TILE_GRAIN, max(longest // TILE_GRAIN * TILE_GRAIN, 1))
+
+
+def _block(strip: Strip, length: int) -> int:
+    """Bytes of a block for tiles of `length` elements."""
+    return length * strip.bytes_per_element + ROW_ALIGNMENT * (len(strip.sources) + len(strip.cells))
+
+
+def _widened(strip: Strip) -> int:
+    """Bytes of one piece of the fp8 rows, which are widened to fp16 before they are merged."""
+    return 2 * PIECE * sum(dtype.is_fp8 for dtype in strip.dtypes)

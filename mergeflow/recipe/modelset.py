@@ -1,0 +1,137 @@
+"""The model set: which checkpoint an id stands for, and which ids are composites.
+
+Files are found by the id in their name. The order in which a directory, an operating system or a locale lists
+them has no meaning anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from mergeflow.errors import ConfigError, MergeflowError, SelectionError, raise_all
+from mergeflow.recipe.ids import natural, nearest, normal
+from mergeflow.tensors import some
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+ID_PLACE = "{id}"
+
+
+@dataclass(frozen=True)
+class ModelSet:
+    """Ids in an explicit order, each a checkpoint or a composite."""
+
+    paths: Mapping[str, str]
+    """The file of every checkpoint, by its id as the file name spells it; in natural order of the ids."""
+    composites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The members of every composite, by its id."""
+    place: str = ""
+    """Where the set came from, for messages."""
+
+    def __post_init__(self) -> None:
+        names = (*self.paths, *self.composites)
+        object.__setattr__(self, "_spelling", {normal(name): name for name in names})
+
+    def find(self, id: str) -> str:
+        """The id as the set spells it; raises `SelectionError` naming the nearest one."""
+        spelling: dict[str, str] = self._spelling  # type: ignore[attr-defined]
+        try:
+            return spelling[normal(id)]
+        except KeyError:
+            raise SelectionError(f"'{id}' is not in {self.place or 'the model set'}{nearest(id, spelling.values())}") from None
+
+    def shares(self, entries: Iterable[str]) -> dict[str, Fraction]:
+        """The exact share of every checkpoint when all `entries` have equal shares.
+
+        A composite is one entry whose share is divided equally among its members. A checkpoint that is
+        reached in two ways has the sum. The order is that in which checkpoints are first reached.
+        """
+        listed = [self.find(entry) for entry in entries]
+        total: dict[str, Fraction] = {}
+        for entry in listed:
+            for id, share in self._divide(entry, Fraction(1, len(listed)), ()):
+                total[id] = total.get(id, Fraction(0)) + share
+        return total
+
+    def members(self, id: str) -> tuple[str, ...]:
+        """The checkpoints that `id` stands for: itself, or what its composite leads to."""
+        return tuple(self.shares([id]))
+
+    def _divide(self, id: str, share: Fraction, above: tuple[str, ...]) -> Iterable[tuple[str, Fraction]]:
+        if id in above:
+            raise ConfigError(f"composite '{id}' contains itself, by way of {', '.join(above)}")
+        if id not in self.composites:
+            yield id, share
+            return
+        members = self.composites[id]
+        for member in members:
+            yield from self._divide(self.find(member), share / len(members), (*above, id))
+
+
+def model_set(
+    names: Iterable[str],
+    pattern: str,
+    composites: Mapping[str, Iterable[str]],
+    files: Mapping[str, str],
+    place: str,
+) -> ModelSet:
+    """The set made of the paths in `names` whose file name matches `pattern`, of `files`, and of `composites`.
+
+    In `pattern`, `{id}` stands for the id and `*` for anything: `_x{id}-*.safetensors`. All problems are
+    raised together: an id with two files, a composite without members or with unknown ones.
+    """
+    matcher = _matcher(pattern)
+    seen = sorted(names)
+    found: list[tuple[str, str]] = []
+    for path in seen:
+        match = matcher.fullmatch(path.rpartition("/")[2])
+        if match:
+            found.append((match["id"], path))
+    found.extend(files.items())
+    found.sort(key=lambda item: (natural(normal(item[0])), item))
+    problems: list[MergeflowError] = []
+    if not found:
+        what = f"none of its {len(seen):,} files matches '{pattern}'" if seen else "it holds no files"
+        example = f" ('{seen[0].rpartition('/')[2]}' is one of them)" if seen else ""
+        problems.append(ConfigError(f"no models in {place}: {what}{example}; set models.dir or models.pattern"))
+    problems += _twice(found)
+    made = ModelSet(dict(found), {id: tuple(members) for id, members in composites.items()}, place)
+    problems += _composite_problems(made)
+    raise_all(problems)
+    return made
+
+
+def _matcher(pattern: str) -> re.Pattern[str]:
+    if pattern.count(ID_PLACE) != 1:
+        raise ConfigError(f"models.pattern '{pattern}' must contain {ID_PLACE} once, as in '_x{ID_PLACE}-*.safetensors'")
+    text = re.escape(pattern).replace(re.escape(ID_PLACE), "(?P<id>.+?)").replace(r"\*", ".*")
+    return re.compile(text, re.DOTALL)
+
+
+def _twice(found: list[tuple[str, str]]) -> list[MergeflowError]:
+    by_id: dict[str, list[str]] = {}
+    for id, path in found:
+        by_id.setdefault(normal(id), []).append(path)
+    return [
+        ConfigError(f"id '{id}' has {len(paths)} files: {some(paths)}; rename or remove all but one")
+        for id, paths in by_id.items()
+        if len(paths) > 1
+    ]
+
+
+def _composite_problems(models: ModelSet) -> list[MergeflowError]:
+    """A composite may name models that this collection lacks: that matters only to who selects it."""
+    problems: list[MergeflowError] = []
+    checkpoints = {normal(id) for id in models.paths}
+    for id, members in models.composites.items():
+        if normal(id) in checkpoints:
+            problems.append(ConfigError(f"'{id}' is both a file and a composite; rename the composite"))
+        if not members:
+            problems.append(ConfigError(f"composite '{id}' has no members"))
+        if len({normal(member) for member in members}) != len(members):
+            problems.append(ConfigError(f"composite '{id}' names a member twice: {', '.join(members)}"))
+    return problems

@@ -1,0 +1,30 @@
+"""The two consoles: results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from functools import cache
+
+from rich.console import Console
+
+
+@cache
+def messages() -> Console:
+    """The console on stderr. There is one, because a progress bar and the log must know of each other."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show(text: str) -> None:
+    """A result, as it is: it may be piped into something that reads lines."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+class LogHandler(logging.Handler):
+    """Log records as plain lines on the console that also draws the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; its level is told where it is more than information."""
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        messages().print(level + self.format(record), markup=False)

@@ -1,0 +1,106 @@
+"""`manifest.json`: what a run read and wrote, beside what it wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergeflow import __version__
+
+if TYPE_CHECKING:
+    from mergeflow.merge import Result
+    from mergeflow.plan.plan import Output
+
+NAME = "manifest.json"
+LIBRARIES = ("torch", "safetensors", "ray", "hydra-core")
+
+
+def manifest(result: Result, executor: str) -> dict[str, Any]:
+    """Everything about a run as plain data. Files are told by name: a manifest may be published."""
+    plan = result.plan
+    return {
+        "mergeflow": __version__,
+        "outputs": [_output(output, digest) for output, digest in zip(plan.outputs, result.digests, strict=True)],
+        "sources": [
+            {
+                "id": checkpoint.id,
+                "name": Path(checkpoint.path).name,
+                "size": checkpoint.stat.size,
+                "mtime_ns": checkpoint.stat.mtime_ns,
+                "header_sha256": checkpoint.header.digest,
+            }
+            for checkpoint in plan.checkpoints
+        ],
+        "bytes_read": sum(receipt.bytes_read for receipt in result.receipts),
+        "bytes_written": plan.bytes_written,
+        "seconds": round(result.seconds, 3),
+        "bytes_per_second": round((plan.bytes_read + plan.bytes_written) / result.seconds),
+        "memory": {
+            "allowed": plan.memory.allowed,
+            "projected": plan.memory.projected,
+            "peak_by_process": peaks(result),
+        },
+        "executor": {
+            "name": executor,
+            "workers": plan.budget.workers,
+            "reads_in_flight": plan.budget.reads_in_flight,
+            "tiles": plan.tiles,
+            "shards": len(plan.shards),
+        },
+        "notes": list(plan.notes),
+        "nonfinite": [
+            {"model": model, "key": key, "values": count} for (model, key), count in sorted(result.tolerated.items())
+        ],
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+    }
+
+
+def write_manifest(content: dict[str, Any], directory: str) -> Path:
+    """Put `content` into `directory`, whole or not at all."""
+    path = Path(directory) / NAME
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def peaks(result: Result) -> dict[str, int]:
+    """The most memory, in bytes, that each process of the run has had; this one is called `driver`."""
+    found = {"driver": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    here = f":{os.getpid()}"
+    for receipt in result.receipts:
+        if not receipt.worker.endswith(here):
+            found[receipt.worker] = max(found.get(receipt.worker, 0), receipt.peak_rss)
+    return found
+
+
+def _output(output: Output, digest: str) -> dict[str, Any]:
+    dtypes = dict(output.dtypes)
+    return {
+        "target": output.target.name,
+        "file": Path(output.path).name,
+        "size": output.layout.size,
+        "tensors": len(output.layout.tensors),
+        "tensors_sha256": digest,
+        "components": {
+            part.component: {
+                "method": part.method,
+                "dtype": dtypes.get(part.component),
+                "list": list(part.entries),
+                "shares": {id: str(share) for id, share in part.shares.items()},
+            }
+            for part in output.target.parts
+        },
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,285 @@
+"""Stores for tests: one that lives in memory, and one that counts what goes through any other.
+
+Both are whole implementations of the `Store` protocol, not recordings of expected calls. Their content is shared
+state, so they pickle only within their process: what comes back from a pickle there is the very same store.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import count
+from threading import Lock
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakValueDictionary
+
+from mergeflow.errors import StorageError
+from mergeflow.tensors import FileStat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from mergeflow.interfaces import Draft, Reader, Store, Writer
+
+_HERE: WeakValueDictionary[int, object] = WeakValueDictionary()
+"""Every fake of this process, so that a pickle can name one."""
+
+
+class Extent(NamedTuple):
+    """A run of bytes of one file: `begin <= byte < end`."""
+
+    begin: int
+    end: int
+
+
+def merged(extents: Iterable[tuple[int, int]]) -> list[Extent]:
+    """What the extents cover together, in order and joined where they touch."""
+    joined: list[Extent] = []
+    for begin, end in sorted(extents):
+        if begin == end:
+            continue
+        if joined and begin <= joined[-1].end:
+            joined[-1] = Extent(joined[-1].begin, max(end, joined[-1].end))
+        else:
+            joined.append(Extent(begin, end))
+    return joined
+
+
+def overlaps(extents: Iterable[tuple[int, int]]) -> list[Extent]:
+    """What more than one of the extents covers."""
+    twice: list[Extent] = []
+    reached = 0
+    for begin, end in sorted(extents):
+        if begin < min(end, reached):
+            twice.append(Extent(begin, min(end, reached)))
+        reached = max(reached, end)
+    return merged(twice)
+
+
+def _pickled_here(identity: int) -> object:
+    found = _HERE.get(identity)
+    if found is None:
+        raise StorageError("a fake store cannot cross into another process; use LocalStore there")
+    return found
+
+
+class _File:
+    """Bytes that keep their identity while their name changes."""
+
+    def __init__(self, data: bytes | bytearray, inode: int) -> None:
+        self.data = bytearray(data)
+        self.inode = inode
+        self.mtime_ns = inode
+        self.held = False
+
+
+class MemoryStore:
+    """Files in a dictionary. Drafts lie in another, under no name that a reader could find."""
+
+    def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
+        self._files: dict[str, _File] = {}
+        self._drafts: dict[str, _File] = {}
+        self._clock = count(1)
+        self._lock = Lock()
+        _HERE[id(self)] = self
+        for path, data in (files or {}).items():
+            self.put(path, data)
+
+    def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
+        return _pickled_here, (id(self),)
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file behind the store's back, as another program would: in place, if it exists."""
+        with self._lock:
+            file = self._files.setdefault(path, _File(b"", next(self._clock)))
+            file.data[:] = data
+            file.mtime_ns = next(self._clock)
+
+    def get(self, path: str) -> bytes | None:
+        """What a file holds, or None where there is none."""
+        with self._lock:
+            file = self._files.get(path)
+            return None if file is None else bytes(file.data)
+
+    def paths(self) -> list[str]:
+        """All files, drafts excepted."""
+        return sorted(self._files)
+
+    def drafts(self) -> list[str]:
+        """The addresses of all drafts."""
+        return sorted(self._drafts)
+
+    def stat(self, path: str) -> FileStat:
+        """Size and identity of a file."""
+        file = self._find(self._files, path)
+        return FileStat(len(file.data), file.mtime_ns, 0, file.inode)
+
+    def reader(self, path: str) -> MemoryFile:
+        """A file, open for reading; it stays the file it was, whatever its name comes to mean."""
+        return MemoryFile(path, self._find(self._files, path), self._lock)
+
+    def draft(self, path: str, size: int) -> MemoryDraft:
+        """A draft of `size` zero bytes; a second for the same path is refused while the first is held."""
+        address = f"{path}.draft"
+        with self._lock:
+            if address in self._drafts and self._drafts[address].held:
+                raise StorageError(f"{address} is being written by another run")
+            file = _File(bytes(size), next(self._clock))
+            file.held = True
+            self._drafts[address] = file
+        return MemoryDraft(self, path, address)
+
+    def writer(self, address: str) -> MemoryFile:
+        """A draft, open for writing."""
+        return MemoryFile(address, self._find(self._drafts, address), self._lock)
+
+    def _find(self, where: dict[str, _File], path: str) -> _File:
+        with self._lock:
+            if path not in where:
+                raise StorageError(f"{path} does not exist")
+            return where[path]
+
+
+class MemoryFile:
+    """One file of a `MemoryStore`, open."""
+
+    def __init__(self, path: str, file: _File, lock: Lock) -> None:
+        self.path = path
+        self._file = file
+        self._lock = lock
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` from `offset`."""
+        with self._lock:
+            data = self._file.data[offset : offset + len(view)]
+            if len(data) < len(view):
+                raise StorageError(f"{self.path} ends at byte {offset + len(data):,}, not at {offset + len(view):,}")
+            view[:] = data
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """Write all of `view` at `offset`. Stricter than a disk: a draft does not grow."""
+        with self._lock:
+            if offset + len(view) > len(self._file.data):
+                raise StorageError(f"{self.path} has {len(self._file.data):,} bytes, not {offset + len(view):,}")
+            self._file.data[offset : offset + len(view)] = view
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class MemoryDraft:
+    """A file that has no name yet."""
+
+    def __init__(self, store: MemoryStore, path: str, address: str) -> None:
+        self._store = store
+        self._path = path
+        self.address = address
+        self._open = True
+
+    def commit(self) -> None:
+        """Give the bytes their name."""
+        if not self._open:
+            raise StorageError(f"{self.address} was committed or discarded before")
+        self._open = False
+        with self._store._lock:
+            file = self._store._drafts.pop(self.address)
+            file.mtime_ns = next(self._store._clock)
+            self._store._files[self._path] = file
+
+    def discard(self) -> None:
+        """Forget the bytes, unless they were committed."""
+        if self._open:
+            self._open = False
+            with self._store._lock:
+                del self._store._drafts[self.address]
+
+
+class CountingStore:
+    """Any store, with a record of every byte that was asked of it or given to it.
+
+    An attempt is recorded before it is made, so a read that failed counts too.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._reads: defaultdict[str, list[Extent]] = defaultdict(list)
+        self._writes: defaultdict[str, list[Extent]] = defaultdict(list)
+        self._lock = Lock()
+        _HERE[id(self)] = self
+
+    def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
+        return _pickled_here, (id(self),)
+
+    def reads(self, path: str) -> list[Extent]:
+        """Every extent that was read of a file, sorted."""
+        with self._lock:
+            return sorted(self._reads.get(path, []))
+
+    def writes(self, address: str) -> list[Extent]:
+        """Every extent that was written to a draft, sorted."""
+        with self._lock:
+            return sorted(self._writes.get(address, []))
+
+    def paths_read(self) -> list[str]:
+        """The files of which anything was read."""
+        with self._lock:
+            return sorted(self._reads)
+
+    def forget(self) -> None:
+        """Start counting anew, after the headers for example."""
+        with self._lock:
+            self._reads.clear()
+            self._writes.clear()
+
+    def stat(self, path: str) -> FileStat:
+        """As the store has it."""
+        return self._store.stat(path)
+
+    def reader(self, path: str) -> CountingReader:
+        """A file, open for counted reading."""
+        return CountingReader(self, path, self._store.reader(path))
+
+    def draft(self, path: str, size: int) -> Draft:
+        """As the store has it."""
+        return self._store.draft(path, size)
+
+    def writer(self, address: str) -> CountingWriter:
+        """A draft, open for counted writing."""
+        return CountingWriter(self, address, self._store.writer(address))
+
+
+class CountingReader:
+    """A reader that tells its store."""
+
+    def __init__(self, store: CountingStore, path: str, reader: Reader) -> None:
+        self._store = store
+        self._path = path
+        self._reader = reader
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Record, then read."""
+        with self._store._lock:
+            self._store._reads[self._path].append(Extent(offset, offset + len(view)))
+        self._reader.read_into(view, offset)
+
+    def close(self) -> None:
+        """Close the reader below."""
+        self._reader.close()
+
+
+class CountingWriter:
+    """A writer that tells its store."""
+
+    def __init__(self, store: CountingStore, address: str, writer: Writer) -> None:
+        self._store = store
+        self._address = address
+        self._writer = writer
+
+    def write(self, view: memoryview, offset: int) -> None:
+        """Record, then write."""
+        with self._store._lock:
+            self._store._writes[self._address].append(Extent(offset, offset + len(view)))
+        self._writer.write(view, offset)
+
+    def close(self) -> None:
+        """Close the writer below."""
+        self._writer.close()
