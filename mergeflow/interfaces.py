@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mergeflow.execute.shard import Job
     from mergeflow.tensors import Dtype, FileStat, Header, Layout, Span
 
     ReadBytes = Callable[[int, int], bytes]
@@ -100,8 +101,12 @@ class Draft(Protocol):
     address: str
     """Where workers open it with `Store.writer`."""
 
+    def sync(self) -> None:
+        """Make durable what was written; raises `StorageError`."""
+        ...
+
     def commit(self) -> None:
-        """Make the bytes durable and give them the final name, atomically."""
+        """Sync, then give the bytes their final name, atomically; raises `StorageError`."""
         ...
 
     def discard(self) -> None:
@@ -148,8 +153,10 @@ class Executor(Protocol):
     """Where and when: any number of workers, in this process or elsewhere. It never changes what."""
 
     name: str
+    startup_seconds: float
+    """What the last `map` spent before its workers were ready."""
 
-    def map(self, job: object, shards: Sequence[int]) -> Iterator[Receipt]:
+    def map(self, job: Job, shards: Sequence[int]) -> Iterator[Receipt]:
         """Run `execute.shard.ShardWorker(job).run(shard)` for every shard, yielding receipts as they come.
 
         The first error ends it: no further shard is begun, and when the iterator has raised no worker

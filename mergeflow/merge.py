@@ -1,8 +1,8 @@
 """The whole program: open, plan, run, commit.
 
-    request = Request(...)
-    plan = open_plan(request)        # headers are read, everything is decided
-    result = run(plan, executor)     # drafts, shards, receipts, commit
+request = Request(...)
+plan = open_plan(request)        # headers are read, everything is decided
+result = run(plan, executor)     # drafts, shards, receipts, commit
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mergeflow.execute.digest import TrailingDigest
 from mergeflow.formats.safetensors import Safetensors
 from mergeflow.plan.make import make_plan
 from mergeflow.recipe.request import resolve
-from mergeflow.storage.local import LocalStore, free_bytes, list_files, writable_problem
+from mergeflow.storage.local import LocalStore, exists, free_bytes, list_files, writable_problem
 from mergeflow.tensors import Checkpoint, si_bytes
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mergeflow.plan.plan import Plan
     from mergeflow.recipe.request import Recipe, Request
 
+LOCAL = LocalStore()
 HEADERS_AT_ONCE = 8
 """Headers are small and far apart: what a network file system charges for them is waiting, so they wait together."""
 
@@ -41,7 +42,9 @@ class Result:
     """SHA-256 of the tensors of each output, in hex."""
     receipts: tuple[Receipt, ...]
     seconds: float
-    """From the first draft to the last byte synced."""
+    """From the first draft to the last byte synced, without `startup_seconds`."""
+    startup_seconds: float
+    """What the executor needed before its workers were ready."""
 
     @property
     def tolerated(self) -> dict[tuple[str, str], int]:
@@ -53,13 +56,13 @@ class Result:
         return counts
 
 
-def open_plan(request: Request, store: Store | None = None, format: Format | None = None) -> Plan:
+def open_plan(request: Request, store: Store = LOCAL) -> Plan:
     """Find the models, read their headers, decide everything.
 
     Raises `UsageError` if the request names what does not exist. Whatever else forbids the merge (bad files,
     sources that disagree, an output that exists) is in `plan.problems`, all of it.
     """
-    store, format = store or LocalStore(), format or Safetensors()
+    format = Safetensors()
     recipe = resolve(request, list_files(request.models.dir) if request.models.dir else [])
     checkpoints, problems = _headers(recipe, store, format)
     plan = make_plan(recipe, checkpoints, format, request.out)
@@ -71,7 +74,7 @@ def open_plan(request: Request, store: Store | None = None, format: Format | Non
 def run(
     plan: Plan,
     executor: Executor,
-    store: Store | None = None,
+    store: Store = LOCAL,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Result:
     """Carry out `plan`; `progress` is told the bytes read with every receipt.
@@ -82,7 +85,6 @@ def run(
     from mergeflow.execute.shard import Job
 
     raise_all(plan.problems)
-    store = store or LocalStore()
     began = time.perf_counter()
     drafts: list[Draft] = []
     digest: TrailingDigest | None = None
@@ -103,13 +105,16 @@ def run(
         digests = digest.result()
         _unchanged(plan, store)
         for draft in drafts:
+            draft.sync()  # all are durable before any has its name
+        for draft in drafts:
             draft.commit()
     finally:
         if digest is not None:
             digest.stop()
         for draft in drafts:
             draft.discard()
-    return Result(plan, tuple(digests), tuple(receipts), time.perf_counter() - began)
+    startup = executor.startup_seconds
+    return Result(plan, tuple(digests), tuple(receipts), time.perf_counter() - began - startup, startup)
 
 
 def _headers(recipe: Recipe, store: Store, format: Format) -> tuple[list[Checkpoint], list[MergeflowError]]:
@@ -163,14 +168,14 @@ def _output_problems(plan: Plan, request: Request) -> list[MergeflowError]:
                 "free some space or choose another out="
             )
         )
-    store = LocalStore()
     inputs = {(c.stat.device, c.stat.inode): c for c in plan.checkpoints}
     for output in plan.outputs:
+        if not exists(output.path):
+            continue
         try:
-            there = store.stat(output.path)
+            there = LOCAL.stat(output.path)
         except StorageError as error:
-            if "does not exist" not in str(error) or "is a link" in str(error):
-                problems.append(error)
+            problems.append(error)
             continue
         source = inputs.get((there.device, there.inode))
         if source is not None:

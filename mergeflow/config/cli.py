@@ -69,7 +69,7 @@ def _job(composed: DictConfig) -> None:
 
 def _do(composed: DictConfig) -> None:
     runtime = HydraConfig.get()
-    raise_all(misread_numbers([dict(source) for source in runtime.runtime.config_sources], runtime.runtime.choices))
+    raise_all(misread_numbers(runtime.runtime.config_sources, runtime.runtime.choices))
     config = to_config(composed)
     if runtime.mode == RunMode.MULTIRUN:
         config.out = runtime.runtime.output_dir

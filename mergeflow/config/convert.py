@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +16,8 @@ from mergeflow.recipe.architecture import architecture
 from mergeflow.recipe.request import Budget, ModelSource, PartRequest, Policies, Request, TargetRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from omegaconf import DictConfig
 
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -27,7 +29,11 @@ def to_config(composed: DictConfig) -> schema.Config:
     """The composed config as the schema's objects; raises `ConfigError` for what was left unsaid."""
     missing = sorted(OmegaConf.missing_keys(composed))
     raise_all(ConfigError(f"{key} is not set; give {key}=...") for key in missing)
-    return cast("schema.Config", OmegaConf.to_object(composed))
+    config = cast("schema.Config", OmegaConf.to_object(composed))
+    raise_all(
+        ConfigError(f"there is no option '{name}'; an added option would have no effect") for name in _added(config)
+    )
+    return config
 
 
 def to_request(config: schema.Config) -> Request:
@@ -132,6 +138,20 @@ def _plain(name: str, written: Any) -> str | list[object]:
     if isinstance(written, bool) or not isinstance(written, int | list):
         raise ConfigError(f"selection.{name} is {written!r}; write a text such as '05,11', or a list of ids")
     return [written] if isinstance(written, int) else cast("list[object]", written)
+
+
+def _added(node: object, prefix: str = "") -> Iterator[str]:
+    """What `+name=value` has put where the schema has no such name."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _added(value, f"{prefix}{name}.")
+    elif is_dataclass(node):
+        known = {field.name for field in fields(node)}
+        for name, value in vars(node).items():
+            if name not in known:
+                yield prefix + name
+            else:
+                yield from _added(value, f"{prefix}{name}.")
 
 
 def known_names(node: object = None, prefix: str = "") -> list[str]:

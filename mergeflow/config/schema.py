@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Dict, List, Optional  # noqa: UP035 - OmegaConf reads annotations at run time, on 3.10 too
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -78,10 +78,10 @@ class ExecutorKind(Enum):
 class Models:
     """The model set."""
 
-    dir: Optional[str] = MISSING
+    dir: str | None = MISSING
     pattern: str = "{id}.safetensors"
-    files: Dict[str, str] = field(default_factory=dict)
-    composites: Dict[str, List[str]] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    composites: dict[str, list[str]] = field(default_factory=dict)
     demo: bool = False
     """Whether the demo set is to be made in `dir` when it is not there."""
 
@@ -91,11 +91,11 @@ class Component:
     """One component of an architecture; see `recipe.architecture.architecture`."""
 
     prefix: str = ""
-    tensors: Dict[str, Optional[List[int]]] = field(default_factory=dict)
-    layers: Dict[str, List[int]] = field(default_factory=dict)
-    integers: List[str] = field(default_factory=list)
-    optional: List[str] = field(default_factory=list)
-    markers: Dict[str, List[int]] = field(default_factory=dict)
+    tensors: dict[str, list[int] | None] = field(default_factory=dict)
+    layers: dict[str, list[int]] = field(default_factory=dict)
+    integers: list[str] = field(default_factory=list)
+    optional: list[str] = field(default_factory=list)
+    markers: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -104,16 +104,16 @@ class Arch:
 
     name: str = MISSING
     dtype: OutputDtype = MISSING
-    metadata: Dict[str, str] = field(default_factory=dict)
-    components: Dict[str, Component] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    components: dict[str, Component] = field(default_factory=dict)
 
 
 @dataclass
 class Part:
     """What one component of a target is made of."""
 
-    selection: Optional[str] = None
-    model: Optional[str] = None
+    selection: str | None = None
+    model: str | None = None
 
 
 @dataclass
@@ -121,11 +121,11 @@ class Target:
     """One wanted output."""
 
     file: str = MISSING
-    dtype: Optional[OutputDtype] = None
-    selection: Optional[str] = None
-    components: Dict[str, Part] = field(default_factory=dict)
-    keys_from: Optional[str] = None
-    base: Optional[str] = None
+    dtype: OutputDtype | None = None
+    selection: str | None = None
+    components: dict[str, Part] = field(default_factory=dict)
+    keys_from: str | None = None
+    base: str | None = None
 
 
 @dataclass
@@ -140,12 +140,12 @@ class Executor:
     """Where and when the work is done."""
 
     kind: ExecutorKind = MISSING
-    workers: Optional[int] = None
+    workers: int | None = None
     """Actors, or as many times `reads_in_flight` threads; the cores of this machine where null."""
     reads_in_flight: int = 4
     memory: str = "1GiB"
     """What the blocks of all workers may use together."""
-    address: Optional[str] = None
+    address: str | None = None
     """Of Ray: `local`, `auto` or `host:port`."""
 
 
@@ -164,15 +164,15 @@ class Config:
 
     models: Models = field(default_factory=Models)
     arch: Arch = field(default_factory=Arch)
-    selection: Dict[str, Any] = field(default_factory=dict)
-    target: Dict[str, Target] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)
+    target: dict[str, Target] = field(default_factory=dict)
     method: Method = field(default_factory=Method)
     executor: Executor = field(default_factory=Executor)
     experiment: Any = None
     job: Job = Job.merge
     out: str = MISSING
     overwrite: bool = False
-    dtype: Optional[OutputDtype] = None
+    dtype: OutputDtype | None = None
     keys: Keys = field(default_factory=Keys)
     nonfinite: Nonfinite = Nonfinite.error
 

@@ -18,11 +18,15 @@ from mergeflow.recipe.ids import nearest
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from hydra.conf import ConfigSourceInfo
+
 _SELECTION = re.compile(r"(?P<name>\+{0,2}selection\.[^=]+)=(?P<value>.*)", re.DOTALL)
 _QUOTED = ("'", '"', "[", "$")
 _MISREAD = re.compile(r"0[0-9_]+|.*[:_].*")
 """Plain numbers that YAML reads otherwise than people do: 010 is 8 to it, 1_0 is 10 and 12:30 is 750."""
-_UNKNOWN_KEY = re.compile(r"(?:Could not override|Key) '([^']+)'(?: is not in struct| not in |\. No match in the defaults)")
+_UNKNOWN_KEY = re.compile(
+    r"(?:Could not override|Key) '([^']+)'(?: is not in struct| not in |\. No match in the defaults)"
+)
 
 
 def quote_selections(arguments: Sequence[str]) -> list[str]:
@@ -37,7 +41,7 @@ def quote_selections(arguments: Sequence[str]) -> list[str]:
 
 def _quoted(argument: str) -> str:
     match = _SELECTION.fullmatch(argument)
-    if match is None or match["value"].startswith(_QUOTED) or "," not in match["value"] and "=" not in match["value"]:
+    if match is None or match["value"].startswith(_QUOTED) or ("," not in match["value"] and "=" not in match["value"]):
         return argument
     escaped = match["value"].replace("\\", "\\\\").replace('"', '\\"')
     return f'{match["name"]}="{escaped}"'
@@ -52,7 +56,9 @@ def in_plain_words(error: HydraException | OmegaConfBaseException) -> ConfigErro
             f"{group or 'config'} has no option '{option}'{nearest(option, options)} (there is {', '.join(options)})"
         )
     if isinstance(error, OverrideParseException):
-        return ConfigError(f"'{error.override}' cannot be read: {_first_line(error)}; quote what contains , = [ or a space")
+        return ConfigError(
+            f"'{error.override}' cannot be read: {_first_line(error)}; quote what contains , = [ or a space"
+        )
     deepest: BaseException = error
     while isinstance(deepest.__cause__, HydraException | OmegaConfBaseException):
         deepest = deepest.__cause__
@@ -60,7 +66,9 @@ def in_plain_words(error: HydraException | OmegaConfBaseException) -> ConfigErro
     unknown = _UNKNOWN_KEY.match(reason)
     key = str(getattr(deepest, "full_key", None) or (unknown[1] if unknown else ""))
     if unknown:
-        return ConfigError(f"there is no option '{key}'{nearest(key, known_names())}; --cfg job shows all that there are")
+        kind, parent = getattr(deepest, "object_type", None), key.rpartition(".")[0]
+        names = [f"{parent}.{field.name}" for field in fields(kind)] if parent and is_dataclass(kind) else known_names()
+        return ConfigError(f"there is no option '{key}' (--cfg job shows all){nearest(key, names)}")
     return ConfigError(f"{key}: {reason}" if key and key not in reason else reason)
 
 
@@ -68,15 +76,15 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def misread_numbers(sources: Iterable[Mapping[str, str]], choices: Mapping[str, object]) -> Iterator[ConfigError]:
+def misread_numbers(sources: Iterable[ConfigSourceInfo], choices: Mapping[str, object]) -> Iterator[ConfigError]:
     """Numbers in the chosen config files that YAML does not read as they are written.
 
     An id written as 010 would silently become 8, and the wrong model would be merged.
     """
     names = ["config", *(f"{group}/{one}" for group, choice in choices.items() for one in _each(choice))]
     for source in sources:
-        root = urlparse(source["path"])
-        if root.scheme not in ("", "file") or source["provider"] in ("hydra", "schema"):
+        root = urlparse(source.path)
+        if root.scheme not in ("", "file") or source.provider in ("hydra", "schema"):
             continue
         for name in names:
             file = Path(root.path) / f"{name}.yaml"

@@ -35,6 +35,8 @@ DIVISOR = 32
 """By how much a layer is narrower than a real one: a model has 7 MB instead of 7 GB."""
 VERSION = 1
 """Of the generator; raise it when a variant comes to have other bytes."""
+MOST_WORKERS = 4
+"""More threads than this only wait for one another: a tile is a few dozen short calls, and each needs the interpreter."""
 
 
 class Entry(NamedTuple):
@@ -54,7 +56,7 @@ def ensure_demo(
         directory: Where the set lies; other files in it are left alone.
         architecture: SDXL at full size.
         progress: Told after every model; without it, a bar is drawn on stderr if that is a terminal.
-        workers: How many models are made at once; 0 is as many as there are processors.
+        workers: How many models are made at once; 0 is as many as help.
     """
     directory = Path(directory)
     stamp = _stamp(architecture)
@@ -64,7 +66,7 @@ def ensure_demo(
     damaged = [model for model in DEMO_MODELS if model.filename not in intact]
     try:
         if damaged:
-            _make(directory, architecture, damaged, intact, progress, workers or os.cpu_count() or 1)
+            _make(directory, architecture, damaged, intact, progress, workers or min(MOST_WORKERS, os.cpu_count() or 1))
     finally:
         if intact != recorded:
             # Without an index, models are made once more than needed; that is no reason to fail.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Words: TypeAlias = npt.NDArray[np.uint64]
 
-TILE = 1 << 15
-"""Elements that are made at once: few enough for every step to find them in the cache."""
+TILE = 1 << 16
+"""Elements that are made at once: few enough for a cache, and enough for threads not to queue for the interpreter."""
 
 BASE = 16
 """The weight of the base in a value, where the difference of an ordinary fine-tune has 1."""

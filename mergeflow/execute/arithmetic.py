@@ -122,7 +122,7 @@ class Arithmetic:
 
     def _check_result(self, piece: Piece, cell: Cell, rows: Rows, finite: bool, out: Tensor) -> None:
         """Only what came in may go out: anything else that is not finite has overflowed."""
-        bad = ~out.isfinite() if not out.dtype.itemsize == 1 else ~out.to(torch.float32).isfinite()
+        bad = ~(out.to(torch.float32) if out.dtype.itemsize == 1 else out).isfinite()  # fp8 has no isfinite
         if not bool(bad.any()):
             return
         lost = torch.zeros_like(bad)
@@ -164,8 +164,8 @@ class Arithmetic:
                 counts = " and ".join(f"{n:,} {what}" for n, what in ((nan, "NaN"), (infinite, "infinite")) if n)
                 culprits.append(f"model {self._model(piece, row)} has {counts} value(s) from element {at:,} on")
         raise UnmergeableValues(
-            f"'{piece.strip.key}': {'; '.join(culprits)} (first ones found); leave the model out of the list, or choose "
-            "nonfinite=skip (mean of the finite values) or nonfinite=propagate"
+            f"'{piece.strip.key}': {'; '.join(culprits)} (first ones found); leave the model out of the list, or "
+            "choose nonfinite=skip (mean of the finite values) or nonfinite=propagate"
         )
 
     def _differ(self, piece: Piece, cell: Cell, error: RowsDiffer) -> NoReturn:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from mergeflow.tensors import Dtype
 
+
 class Row(NamedTuple):
     """One row of a block: where its bytes lie."""
 

@@ -41,6 +41,7 @@ class LocalExecutor:
     """As many threads as workers times reads in flight."""
 
     name = "local"
+    startup_seconds = 0.0
 
     def __init__(self, budget: Budget) -> None:
         self._threads = budget.workers * budget.reads_in_flight

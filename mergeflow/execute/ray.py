@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections import deque
 from contextlib import suppress
@@ -65,6 +67,7 @@ class RayExecutor:
     name = "ray"
 
     def __init__(self, budget: Budget, options: RayOptions) -> None:
+        self.startup_seconds = 0.0
         self._budget = budget
         self._options = options
 
@@ -80,7 +83,8 @@ class RayExecutor:
             )
             actors = [maker.remote(plan) for _ in range(self._budget.workers)]
             self._wait_until_ready(ray, actors)
-            log.info("Ray is ready after %.1f s with %d actor(s)", time.perf_counter() - began, len(actors))
+            self.startup_seconds = time.perf_counter() - began
+            log.info("Ray is ready after %.1f s with %d actor(s)", self.startup_seconds, len(actors))
             yield from self._share_out(ray, actors, shards)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
@@ -148,11 +152,15 @@ class RayExecutor:
             }
         else:
             options["runtime_env"] = {"py_modules": [str(Path(mergeflow.__file__).parent)]}
+        terminate = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(log_to_driver=False, configure_logging=False, logging_level=logging.ERROR, **options)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             where = "an embedded Ray" if embedded else f"the Ray cluster at {self._options.address}"
             raise ExecutorError(f"cannot reach {where}: {error}; executor=local needs no Ray") from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, terminate)  # Ray puts its own in place, which would skip our end
         return ray, True
 
 

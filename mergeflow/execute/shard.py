@@ -39,7 +39,7 @@ class Job:
     """Where each of the plan's outputs is being written."""
 
 
-class Stopped(Exception):  # noqa: N818 - nothing went wrong: someone asked for it
+class Stopped(Exception):
     """The run is being given up."""
 
 
@@ -75,7 +75,8 @@ class OpenFiles:
 
     def close(self) -> None:
         """Give all files back. What the last writes of a draft met is told by its `commit`."""
-        for file in (*self._readers.values(), *self._writers.values()):
+        files: list[Reader | Writer] = [*self._readers.values(), *self._writers.values()]
+        for file in files:
             with suppress(MergeflowError, OSError):
                 file.close()
         self._readers, self._writers = {}, {}

@@ -63,8 +63,8 @@ class Findings:
         alike: dict[tuple[str, str, tuple[str, ...]], list[str]] = defaultdict(list)
         for (model, component, consequence), keys in self._lacking.items():
             alike[component, consequence, tuple(keys)].append(model)
-        for (component, consequence, keys), models in alike.items():
-            missing = f"{component}: {len(keys):,} tensor(s) are not in model {some(models, 12)}: {some(list(keys), 2)}"
+        for (component, consequence, absent), models in alike.items():
+            missing = f"{component}: {len(absent):,} tensor(s) not in {some(models, 12)}: {some(list(absent), 2)}"
             if consequence:
                 self.notes.append(f"{missing}; {consequence}")
             else:

@@ -50,11 +50,10 @@ def shares_in_words(part: Part) -> str:
     """`1/14 each; 21 1/28; 22 3/28`: the share that most have, and those that have another."""
     usual = Fraction(1, len(part.entries))
     others = [(id, share) for id, share in part.shares.items() if share != usual]
+    others_in_words = ", ".join(f"{id} {share}" for id, share in others)
     if len(others) == len(part.shares):
-        usual_text = ""
-    else:
-        usual_text = f"{usual} each" if not others else f"{usual} each, but "
-    return "share " + usual_text + ", ".join(f"{id} {share}" for id, share in others)
+        return f"share {others_in_words}"
+    return f"share {usual} each" + (f", but {others_in_words}" if others else "")
 
 
 def _cost(plan: Plan) -> Iterator[str]:
@@ -65,9 +64,9 @@ def _cost(plan: Plan) -> Iterator[str]:
     yield f"work    {len(plan.strips):,} tensors in {plan.tiles:,} tiles, {len(plan.shards):,} shards"
     per_worker = plan.budget.reads_in_flight * (memory.block + memory.scratch)
     yield (
-        f"memory  {si_bytes(per_worker)} per worker, {si_bytes(memory.projected)} for {plan.budget.workers} worker(s) with "
-        f"{plan.budget.reads_in_flight} block(s) each, of {si_bytes(memory.allowed)} allowed; beside it every process "
-        "has Python and torch (about 0.3 GB)"
+        f"memory  {si_bytes(per_worker)} per worker, {si_bytes(memory.projected)} for {plan.budget.workers} worker(s) "
+        f"with {plan.budget.reads_in_flight} block(s) each, of {si_bytes(memory.allowed)} allowed; beside it every "
+        "process has Python and torch (about 0.3 GB)"
     )
     yield f"time    about {(read + written) / 1e9:,.1f} s where the storage delivers 1 GB/s, half of it at 2 GB/s"
 

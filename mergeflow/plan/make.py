@@ -79,8 +79,8 @@ class Found:
                 gathered.setdefault(text, []).append(target.name)
 
     def sentences(self, gathered: Mapping[str, Sequence[str]]) -> list[str]:
-        """Each text once, after the targets that it concerns."""
-        return [f"target {', '.join(names)}, {text}" for text, names in gathered.items()]
+        """Each text once, headed by the targets that it concerns."""
+        return [f"[{', '.join(names)}] {text}" for text, names in gathered.items()]
 
 
 def _strips(outputs: Sequence[Output], rows: Sequence[Sequence[Wanted]]) -> tuple[Strip, ...]:

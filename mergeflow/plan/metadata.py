@@ -66,9 +66,7 @@ def describe(target: Target, recipe: Recipe) -> dict[str, Any]:
             }
             for part in target.parts
         },
-        "composites": {
-            id: list(members) for id, members in recipe.models.composites.items() if id in entries
-        },
+        "composites": {id: list(members) for id, members in recipe.models.composites.items() if id in entries},
     }
 
 

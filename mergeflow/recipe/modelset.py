@@ -42,7 +42,9 @@ class ModelSet:
         try:
             return spelling[normal(id)]
         except KeyError:
-            raise SelectionError(f"'{id}' is not in {self.place or 'the model set'}{nearest(id, spelling.values())}") from None
+            raise SelectionError(
+                f"'{id}' is not in {self.place or 'the model set'}{nearest(id, spelling.values())}"
+            ) from None
 
     def shares(self, entries: Iterable[str]) -> dict[str, Fraction]:
         """The exact share of every checkpoint when all `entries` have equal shares.
@@ -107,7 +109,9 @@ def model_set(
 
 def _matcher(pattern: str) -> re.Pattern[str]:
     if pattern.count(ID_PLACE) != 1:
-        raise ConfigError(f"models.pattern '{pattern}' must contain {ID_PLACE} once, as in '_x{ID_PLACE}-*.safetensors'")
+        raise ConfigError(
+            f"models.pattern '{pattern}' must contain {ID_PLACE} once, as in '_x{ID_PLACE}-*.safetensors'"
+        )
     text = re.escape(pattern).replace(re.escape(ID_PLACE), "(?P<id>.+?)").replace(r"\*", ".*")
     return re.compile(text, re.DOTALL)
 

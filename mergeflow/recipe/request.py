@@ -180,11 +180,17 @@ def _target(wanted: TargetRequest, request: Request, models: ModelSet) -> Target
     if dtype not in OUTPUT_DTYPES:
         problems.append(ConfigError(f"{where} has dtype '{dtype}'; choose one of {', '.join(OUTPUT_DTYPES)}"))
     if "/" in wanted.file or not wanted.file.endswith(".safetensors"):
-        problems.append(ConfigError(f"{where} has file '{wanted.file}'; give a name ending in .safetensors, and out=DIR"))
+        problems.append(
+            ConfigError(f"{where} has file '{wanted.file}'; give a name ending in .safetensors, and out=DIR")
+        )
     if request.policies.missing == "base" and wanted.base is None:
-        problems.append(ConfigError(f"keys.missing=base needs target.{wanted.name}.base=ID, the model to take them from"))
+        problems.append(
+            ConfigError(f"keys.missing=base needs target.{wanted.name}.base=ID, the model to take them from")
+        )
     if request.policies.missing != "base" and wanted.base is not None:
-        problems.append(ConfigError(f"{where} has a base, which only keys.missing=base uses; leave one or add the other"))
+        problems.append(
+            ConfigError(f"{where} has a base, which only keys.missing=base uses; leave one or add the other")
+        )
     named: dict[str, str | None] = {"keys_from": wanted.keys_from, "base": wanted.base}
     parts = []
     for component in components:
@@ -201,7 +207,9 @@ def _target(wanted: TargetRequest, request: Request, models: ModelSet) -> Target
         except MergeflowError as error:
             problems.append(ConfigError(f"{where}, {role}: {error}"))
     if not parts and not problems:
-        problems.append(ConfigError(f"{where} has no components; give it selection=NAME or components.NAME.selection=NAME"))
+        problems.append(
+            ConfigError(f"{where} has no components; give it selection=NAME or components.NAME.selection=NAME")
+        )
     raise_all(problems)
     return Target(wanted.name, wanted.file, dtype, tuple(parts), named["keys_from"], named["base"])
 
@@ -215,14 +223,13 @@ def _part(component: str, asked: PartRequest, where: str, request: Request, mode
         except MergeflowError as error:
             raise ConfigError(f"{where}, {component}: {error}") from error
         return Part(component, (models.find(asked.model),), shares, "copy" if len(shares) == 1 else request.method)
-    lists = request.selections
-    if asked.selection not in lists:
+    lists, name = request.selections, str(asked.selection)
+    if name not in lists:
         raise ConfigError(
-            f"{where}, {component}: there is no selection '{asked.selection}'{nearest(str(asked.selection), lists)} "
-            f"(there is {', '.join(lists) or 'none'}); choose another group with selection=, or add "
-            f"+selection.{asked.selection}=..."
+            f"{where}, {component}: there is no selection '{name}'{nearest(name, lists)} (there is "
+            f"{', '.join(lists) or 'none'}); choose another group with selection=, or add +selection.{name}=..."
         )
-    entries = parse_selection(str(asked.selection), lists[asked.selection], models)
+    entries = parse_selection(name, lists[name], models)
     return Part(component, entries, models.shares(entries), request.method)
 
 

@@ -85,5 +85,3 @@ def _listed(items: Sequence[str], models: ModelSet, problems: list[str]) -> list
             problems.append(str(error))
     problems += [f"'{id}' is listed {times} times" for id, times in Counter(ids).items() if times > 1]
     return ids
-
-

@@ -39,6 +39,7 @@ def manifest(result: Result, executor: str) -> dict[str, Any]:
         "bytes_read": sum(receipt.bytes_read for receipt in result.receipts),
         "bytes_written": plan.bytes_written,
         "seconds": round(result.seconds, 3),
+        "startup_seconds": round(result.startup_seconds, 3),
         "bytes_per_second": round((plan.bytes_read + plan.bytes_written) / result.seconds),
         "memory": {
             "allowed": plan.memory.allowed,

@@ -50,6 +50,8 @@ class MergeProgress:
 
     def __call__(self, count: int) -> None:
         """`count` more bytes have been read, merged and written."""
+        if not self._done:
+            self._began = self._told = time.monotonic()  # workers may have needed seconds to start
         self._done += count
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)

@@ -32,13 +32,16 @@ def summary(result: Result) -> str:
     processes = peaks(result)
     table.add_row("read", f"{si_bytes(plan.bytes_read)} of {len(plan.checkpoints)} files, each byte once")
     table.add_row("wrote", f"{si_bytes(plan.bytes_written)}")
-    table.add_row("took", f"{result.seconds:.1f} s, {moved / 1e9 / result.seconds:.2f} GB/s")
+    startup = f", after {result.startup_seconds:.1f} s until workers were ready" if result.startup_seconds else ""
+    table.add_row("took", f"{result.seconds:.1f} s, {moved / 1e9 / result.seconds:.2f} GB/s{startup}")
     table.add_row("memory", f"{si_bytes(sum(processes.values()))} at the peak of {len(processes)} process(es)")
     if plan.notes:
         table.add_row("notes", f"{len(plan.notes)}, in the manifest and in job=plan")
     if result.tolerated:
         values = sum(result.tolerated.values())
-        table.add_row("", f"{values:,} value(s) were not finite, in {len(result.tolerated)} tensor(s); see the manifest")
+        table.add_row(
+            "", f"{values:,} value(s) were not finite, in {len(result.tolerated)} tensor(s); see the manifest"
+        )
     console = Console(width=NARROWEST)
     with console.capture() as captured:
         console.print(table)

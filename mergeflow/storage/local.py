@@ -172,12 +172,19 @@ class LocalDraft:
             if error.errno not in NO_LOCKS:
                 raise
 
-    def commit(self) -> None:
-        """Sync the bytes, rename the draft to its final name, sync the directory."""
+    def sync(self) -> None:
+        """Make durable what was written."""
         if not self._open:
-            raise StorageError(f"{self.address} was committed or discarded before; there is nothing to commit")
+            raise StorageError(f"{self.address} was committed or discarded before; there is nothing to sync")
         try:
             os.fsync(self._fd)
+        except OSError as error:
+            _refuse(self.address, error)
+
+    def commit(self) -> None:
+        """Sync the bytes, rename the draft to its final name, sync the directory."""
+        self.sync()
+        try:
             os.replace(self._draft, self._path)
             _sync_directory(self._path.parent)
         except OSError as error:
@@ -252,6 +259,11 @@ def writable_problem(directory: str) -> str | None:
     if not os.access(place, os.W_OK | os.X_OK):
         return f"{place} may not be written to"
     return None
+
+
+def exists(path: str) -> bool:
+    """Whether anything has that name, be it a link that leads nowhere."""
+    return os.path.lexists(path)
 
 
 def nearest_existing(directory: str) -> Path:

@@ -100,9 +100,11 @@ def test_a_tensor_cannot_have_the_name_of_the_metadata() -> None:
         Safetensors().layout([("__metadata__", Dtype.F16, (1,))], {})
 
 
-def test_a_header_that_no_reader_would_accept_is_not_written() -> None:
-    with pytest.raises(FormatError, match=r"100,000,0\d\d bytes long"):
-        Safetensors().layout([], {"recipe": "x" * 100_000_000})
+def test_a_header_that_no_reader_would_accept_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.MAX_HEADER_BYTES == 100_000_000, "the limit of the library, which the malformed files below check"
+    monkeypatch.setattr(module, "MAX_HEADER_BYTES", 1000)
+    with pytest.raises(FormatError, match=r"1,032 bytes long, and no reader accepts more than 1,000"):
+        Safetensors().layout([], {"recipe": "x" * 1000})
 
 
 # reading
