@@ -136,11 +136,13 @@ class Span(NamedTuple):
 
 def si_bytes(count: float) -> str:
     """Bytes for a person: `si_bytes(6_938_040_682) == '6.94 GB'`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.2f} {unit}"
+    if abs(count) < 1000:
+        return f"{count:,.0f} B"
+    for unit in ("kB", "MB", "GB"):
         count /= 1000
-    return f"{count:,.2f} TB"
+        if abs(count) < 999.995:  # what is printed as 1000.00 belongs to the next unit
+            return f"{count:,.2f} {unit}"
+    return f"{count / 1000:,.2f} TB"
 
 
 def some(names: list[str], limit: int = 4) -> str:

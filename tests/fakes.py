@@ -175,10 +175,14 @@ class MemoryDraft:
         self.address = address
         self._open = True
 
-    def commit(self) -> None:
-        """Give the bytes their name."""
+    def sync(self) -> None:
+        """Nothing here outlives the process anyway."""
         if not self._open:
             raise StorageError(f"{self.address} was committed or discarded before")
+
+    def commit(self) -> None:
+        """Give the bytes their name."""
+        self.sync()
         self._open = False
         with self._store._lock:
             file = self._store._drafts.pop(self.address)

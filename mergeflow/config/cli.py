@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mergeflow.config import schema
-from mergeflow.config.convert import to_config, to_request
+from mergeflow.config.convert import to_architecture, to_config, to_request
 from mergeflow.config.words import in_plain_words, misread_numbers, quote_selections
 from mergeflow.errors import MergeflowError, raise_all
 
@@ -43,6 +45,9 @@ class Outcome:
 
 def main() -> None:
     """Compose what is typed, do it, and exit: 0 done, 1 impossible or failed, 2 bad usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
     sys.argv[1:] = quote_selections(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through; what they mean is said here
     signal.signal(signal.SIGTERM, _interrupt)
@@ -75,7 +80,7 @@ def _do(composed: DictConfig) -> None:
         config.out = runtime.runtime.output_dir
     request = to_request(config)
     if config.models.demo:
-        _make_demo(request)
+        _make_demo(request.models.dir)
     from mergeflow.merge import open_plan
 
     plan = open_plan(request)
@@ -120,10 +125,12 @@ def _executor(wanted: schema.Executor, request: Request) -> Executor:
     return RayExecutor(request.budget, RayOptions(wanted.address or EMBEDDED))
 
 
-def _make_demo(request: Request) -> None:
+def _make_demo(directory: str) -> None:
+    """The demo models are SDXL-shaped, whatever architecture they are then looked at with."""
     from mergeflow.demo import ensure_demo
 
-    ensure_demo(request.models.dir, request.architecture)
+    sdxl = OmegaConf.merge(OmegaConf.structured(schema.Arch), OmegaConf.load(CONF / "arch" / "sdxl.yaml"))
+    ensure_demo(directory, to_architecture(cast("schema.Arch", OmegaConf.to_object(sdxl))))
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from mergeflow.config import schema
 from mergeflow.errors import ConfigError, MergeflowError, raise_all
-from mergeflow.recipe.architecture import architecture
+from mergeflow.recipe.architecture import Architecture, architecture
 from mergeflow.recipe.request import Budget, ModelSource, PartRequest, Policies, Request, TargetRequest
 
 if TYPE_CHECKING:
@@ -39,15 +39,13 @@ def to_config(composed: DictConfig) -> schema.Config:
 def to_request(config: schema.Config) -> Request:
     """What is asked for, in plain values; all that is wrong is raised together."""
     problems: list[MergeflowError] = []
-    arch = config.arch
     budget = Budget(1, 1, 0)
     try:
         budget = to_budget(config.executor)
     except MergeflowError as error:
         problems.append(error)
     try:
-        components = {name: vars(component) for name, component in arch.components.items()}
-        built = architecture(arch.name, arch.dtype.value, arch.metadata, components)
+        built = to_architecture(config.arch)
     except MergeflowError as error:
         problems.append(error)
     if not config.models.dir and not config.models.files:
@@ -59,7 +57,7 @@ def to_request(config: schema.Config) -> Request:
         selections={name: _plain(name, written) for name, written in config.selection.items()},
         targets=tuple(_target(name, target) for name, target in config.target.items()),
         method=config.method.name.value,
-        dtype=(config.dtype or arch.dtype).value,
+        dtype=(config.dtype or config.arch.dtype).value,
         policies=Policies(
             missing=config.keys.missing.value,
             surplus=config.keys.surplus.value,
@@ -70,6 +68,12 @@ def to_request(config: schema.Config) -> Request:
         out=absolute(config.out),
         overwrite=config.overwrite,
     )
+
+
+def to_architecture(arch: schema.Arch) -> Architecture:
+    """Which keys belong to which component; raises `ConfigError`."""
+    components = {name: vars(component) for name, component in arch.components.items()}
+    return architecture(arch.name, arch.dtype.value, arch.metadata, components)
 
 
 def to_source(models: schema.Models) -> ModelSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
@@ -67,7 +68,10 @@ def in_plain_words(error: HydraException | OmegaConfBaseException) -> ConfigErro
     key = str(getattr(deepest, "full_key", None) or (unknown[1] if unknown else ""))
     if unknown:
         kind, parent = getattr(deepest, "object_type", None), key.rpartition(".")[0]
-        names = [f"{parent}.{field.name}" for field in fields(kind)] if parent and is_dataclass(kind) else known_names()
+        if parent and is_dataclass(kind):
+            names = [f"{parent}.{field.name}" for field in fields(kind)]
+        else:
+            names = [name for name in known_names() if name.count(".") == key.count(".")]
         return ConfigError(f"there is no option '{key}' (--cfg job shows all){nearest(key, names)}")
     return ConfigError(f"{key}: {reason}" if key and key not in reason else reason)
 

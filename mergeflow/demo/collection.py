@@ -36,7 +36,7 @@ DIVISOR = 32
 VERSION = 1
 """Of the generator; raise it when a variant comes to have other bytes."""
 MOST_WORKERS = 4
-"""More threads than this only wait for one another: a tile is a few dozen short calls, and each needs the interpreter."""
+"""More threads than this only wait for one another: each of the short calls that make a tile needs the interpreter."""
 
 
 class Entry(NamedTuple):

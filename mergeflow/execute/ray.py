@@ -95,11 +95,14 @@ class RayExecutor:
                 "executor.workers"
             ) from error
         finally:
-            for actor in actors:
-                with suppress(Exception):  # whatever is gone needs no end
-                    ray.kill(actor)
-            if ours:
-                ray.shutdown()
+            if ours and self._options.address == EMBEDDED:
+                ray.shutdown()  # it ends the actors too
+            else:
+                for actor in actors:
+                    with suppress(ray.exceptions.RayError):  # what is gone already needs no end
+                        ray.kill(actor)
+                if ours:
+                    ray.shutdown()
 
     def _share_out(self, ray: ModuleType, actors: Sequence[Any], shards: Sequence[int]) -> Iterator[Receipt]:
         """Each actor pulls: it has its reads in flight and one shard more, so that it never waits for the driver."""
@@ -158,6 +161,9 @@ class RayExecutor:
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             where = "an embedded Ray" if embedded else f"the Ray cluster at {self._options.address}"
             raise ExecutorError(f"cannot reach {where}: {error}; executor=local needs no Ray") from error
+        except BaseException:
+            ray.shutdown()  # interrupted half way: what has been started already must end with us
+            raise
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, terminate)  # Ray puts its own in place, which would skip our end

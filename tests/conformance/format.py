@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,12 +64,12 @@ def file_of(layout: Layout) -> bytes:
     return layout.head + bytes(layout.size - len(layout.head))
 
 
-class FormatConformance:
+class FormatConformance(ABC):
     """The contract of `Format`."""
 
+    @abstractmethod
     def make(self) -> Format:
         """The format under test, new."""
-        raise NotImplementedError
 
     @given(TABLES, METADATA)
     def test_what_was_laid_out_is_what_is_parsed(self, table: Table, metadata: dict[str, str]) -> None:

@@ -1,12 +1,13 @@
 """What every `Store` must keep.
 
-Subclass `StoreConformance`, give it a `store` fixture and the three methods that go behind the store's back, and
-run it: what the store says is checked against what is there, never against the store itself.
+Subclass `StoreConformance`, give it a fixture `store` (a new one, without files) and the three methods that go behind
+its back, and run it: what the store says is checked against what is there, never against the store itself.
 """
 
 from __future__ import annotations
 
 import pickle
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import TYPE_CHECKING
@@ -38,25 +39,20 @@ def write(store: Store, address: str, data: bytes, offset: int) -> None:
         writer.close()
 
 
-class StoreConformance:
+class StoreConformance(ABC):
     """The contract of `Store`, `Reader`, `Writer` and `Draft`."""
 
-    @pytest.fixture
-    def store(self) -> Store:
-        """The store under test, without files."""
-        raise NotImplementedError
-
+    @abstractmethod
     def put(self, path: str, data: bytes) -> None:
         """Make a file, behind the store's back; one that exists is rewritten in place."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get(self, path: str) -> bytes | None:
         """What a file holds, or None where there is none, behind the store's back."""
-        raise NotImplementedError
 
+    @abstractmethod
     def traces(self) -> list[str]:
-        """Every file and draft that there is, behind the store's back."""
-        raise NotImplementedError
+        """Every file and draft that there is, sorted, behind the store's back."""
 
     def path(self, name: str) -> str:
         """A path that this store can use."""
@@ -230,14 +226,25 @@ class StoreConformance:
         store.draft(self.path("out"), 2).commit()
         assert self.traces() == [self.path("out")]
 
+    @pytest.mark.parametrize("act", ["sync", "commit"])
     @pytest.mark.parametrize("end", ["commit", "discard"])
-    def test_a_draft_that_has_ended_cannot_be_committed(self, store: Store, end: str) -> None:
+    def test_a_draft_that_has_ended_can_be_neither_synced_nor_committed(self, store: Store, end: str, act: str) -> None:
         draft = store.draft(self.path("out"), 2)
         getattr(draft, end)()
         before = self.traces()
-        with pytest.raises(StorageError):
-            draft.commit()
+        with pytest.raises(StorageError, match="committed or discarded"):
+            getattr(draft, act)()
         assert self.traces() == before
+
+    def test_a_draft_that_was_synced_is_still_a_draft(self, store: Store) -> None:
+        draft = store.draft(self.path("out"), 4)
+        write(store, draft.address, b"ab", 0)
+        draft.sync()
+        assert self.get(self.path("out")) is None
+        write(store, draft.address, b"cd", 2)
+        draft.sync()
+        draft.commit()
+        assert self.get(self.path("out")) == b"abcd"
 
     def test_a_path_can_be_drafted_again_after_commit_or_discard(self, store: Store) -> None:
         store.draft(self.path("out"), 2).commit()

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mergeflow.errors import StorageError
-from mergeflow.storage.local import LocalStore, free_bytes, list_files, nearest_existing, writable_problem
+from mergeflow.storage.local import (
+    LocalStore,
+    exists,
+    free_bytes,
+    list_files,
+    nearest_existing,
+    writable_problem,
+)
 from tests.conformance.store import BODY, StoreConformance, read, write
 
 if TYPE_CHECKING:
@@ -559,6 +566,12 @@ def test_list_files_says_why_it_cannot(tmp_path: Path) -> None:
         list_files(str(tmp_path / "gone"))
     with raises(str(tmp_path / "file"), "not a directory"):
         list_files(str(tmp_path / "file"))
+
+
+def test_a_name_exists_even_if_it_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "gone").symlink_to("nowhere")
+    assert [exists(str(tmp_path / name)) for name in ("", "file", "gone", "none")] == [True, True, True, False]
 
 
 def test_nearest_existing_climbs_to_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
