@@ -87,9 +87,9 @@ def _do(composed: DictConfig) -> None:
     if config.job is schema.Job.plan:
         _show(plan)
         return
+    raise_all(plan.problems)
     for note in plan.notes:
         log.info("note: %s", note)
-    raise_all(plan.problems)
     _merge(plan, _executor(config.executor, request), request.out)
 
 

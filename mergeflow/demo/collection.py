@@ -96,20 +96,16 @@ def _make(
         stat = LocalStore().stat(str(path))
         return model.filename, Entry(stat.size, stat.mtime_ns, sha256)
 
-    which = (
-        f"{len(models)} models"
-        if len(models) == len(DEMO_MODELS)
-        else f"{len(models)} of its {len(DEMO_MODELS)} models"
-    )
+    whole = len(models) == len(DEMO_MODELS)
+    which = f"{len(models)} models" if whole else f"{len(models)} of its {len(DEMO_MODELS)} models"
     size = si_bytes(sum(layout.size for layout in layouts))
     with (
         _shown(progress, f"Making the demo model set in {directory} ({which}, {size})") as report,
         ThreadPoolExecutor(workers) as pool,
     ):
+        jobs = [pool.submit(make, model, layout) for model, layout in zip(models, layouts, strict=True)]
         try:
-            for done, made in enumerate(
-                as_completed(pool.submit(make, *job) for job in zip(models, layouts, strict=True)), start=1
-            ):
+            for done, made in enumerate(as_completed(jobs), start=1):
                 name, entry = made.result()
                 entries[name] = entry
                 report(done, len(models))

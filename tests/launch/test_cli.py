@@ -1,0 +1,283 @@
+"""The command line as a user has it: a process, its two streams, its exit code, and what it leaves on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+ROOT = Path(__file__).resolve().parents[2]
+X17, X11C = (f"{name}-AstolfoMix-x13te0x14te1.safetensors" for name in ("x17", "x11c"))
+PATIENCE_SECONDS = 120
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "launch.py"), *arguments]
+
+
+def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, timeout=PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def demo(demo_dir: Path, tmp_path: Path) -> list[str]:
+    """Overrides for a merge of the demo set into a folder of the test's own."""
+    return [f"models.dir={demo_dir}", f"out={tmp_path / 'out'}", "executor=local"]
+
+
+@pytest.fixture(scope="module")
+def merged(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """What `python launch.py executor=local` makes of the demo set."""
+    out = tmp_path_factory.mktemp("merged")
+    done = launch(f"models.dir={demo_dir}", f"out={out}", "executor=local", cwd=out)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def tensors_sha256(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+
+
+def test_the_demo_makes_both_targets_and_a_manifest_and_nothing_else(
+    merged: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    out, _ = merged
+    assert sorted(path.name for path in out.iterdir()) == sorted([X17, X11C, "manifest.json"])
+    for name in (X17, X11C):
+        with safe_open(out / name, framework="pt") as file:
+            assert len(file.keys()) == 2515
+
+
+def test_the_summary_on_stdout_names_each_file_with_its_size_digest_and_models(
+    merged: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    out, done = merged
+    for name, models in ((X17, "unet: uniform of 32"), (X11C, "unet: uniform of 16")):
+        assert str(out / name) in done.stdout
+        assert tensors_sha256(out / name) in done.stdout
+        assert models in done.stdout
+    for word in ("GB/s", "memory", "took"):
+        assert word in done.stdout
+
+
+def test_what_is_odd_in_the_lists_is_noted_on_stderr_and_not_on_stdout(
+    merged: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, done = merged
+    assert "model 22 counts more than once, by 11a and 22; it has 1.5 shares of 14" in done.stderr
+    assert "note:" not in done.stdout
+
+
+def test_the_manifest_tells_sources_outputs_and_cost_without_a_path_of_the_machine(
+    merged: tuple[Path, subprocess.CompletedProcess[str]], demo_dir: Path
+) -> None:
+    out, _ = merged
+    text = (out / "manifest.json").read_text(encoding="utf-8")
+    manifest = json.loads(text)
+    assert str(demo_dir) not in text
+    assert str(out) not in text
+    assert {output["file"]: output["tensors_sha256"] for output in manifest["outputs"]} == {
+        name: tensors_sha256(out / name) for name in (X17, X11C)
+    }
+    assert {source["id"]: source["size"] for source in manifest["sources"]}["25"] == next(
+        demo_dir.glob("_x25-*")
+    ).stat().st_size
+    assert manifest["outputs"][0]["components"]["te0"]["shares"]["22"] == "3/28"
+    assert manifest["bytes_written"] == sum((out / name).stat().st_size for name in (X17, X11C))
+    assert manifest["memory"]["peak_by_process"]["driver"] > 0
+
+
+def test_the_output_says_what_it_is_made_of_and_no_path(
+    merged: tuple[Path, subprocess.CompletedProcess[str]], demo_dir: Path
+) -> None:
+    out, _ = merged
+    with safe_open(out / X17, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
+    recipe = json.loads(metadata["mergeflow"])
+    assert recipe["components"]["unet"]["list"][:3] == ["01", "02", "06"]
+    assert json.loads(metadata["sd_merge_recipe"])["type"] == "mergeflow"
+    assert not any(str(demo_dir) in value or str(out) in value for value in metadata.values())
+
+
+def test_one_target_alone_is_the_same_file_as_beside_the_other(
+    merged: tuple[Path, subprocess.CompletedProcess[str]], demo: list[str], tmp_path: Path
+) -> None:
+    out, _ = merged
+    assert launch(*demo, "target=x17", "executor.memory=64MiB", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "out" / X17).read_bytes() == (out / X17).read_bytes()
+
+
+def test_the_plan_reads_headers_writes_nothing_and_explains_itself(demo: list[str], tmp_path: Path) -> None:
+    done = launch(*demo, "job=plan", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "out").exists()
+    for line in (
+        "te0   uniform of 14 models, written as F16, I64",
+        "05 11 17 20 11a 22 23 24 25 26 27 32 36 41",
+        "share 1/14 each, but 21 1/28, 22 3/28",
+        "vae   model 25 as it is, written as F16",
+        "nothing forbids this plan",
+    ):
+        assert line in done.stdout
+
+
+def test_every_problem_of_a_plan_is_told_at_once(demo: list[str], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / X11C).write_bytes(b"something dear")
+    done = launch(*demo, "job=plan", "target.x17.components.vae.model=06", "selection.unet='35,01=2'", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "problems (4)" in done.stdout
+    assert "248 tensor(s) not in 06" in done.stdout
+    assert "the marker 'v_pred' is in 35 and not in 01" in done.stdout
+    assert "overwrite=true" in done.stdout
+    assert "this plan cannot be carried out" in done.stdout
+
+
+MISTAKES = {
+    "a typo in an option": (["executor.wrokers=2"], 2, "did you mean 'executor.workers'?"),
+    "a typo in a group": (["exectuor=ray"], 2, "did you mean 'executor'?"),
+    "a typo in a choice": (["target=x18"], 2, "did you mean 'x17'?"),
+    "a typo inside a target": (["target.x17.fil=a"], 2, "did you mean 'target.x17.file'?"),
+    "a wrong type": (["executor.workers=many"], 2, "could not be converted to Integer"),
+    "a value that is none": (["dtype=fp8"], 2, "expected one of [keep, fp16, bf16, fp32]"),
+    "an option that does not exist": (["+colour=red"], 2, "there is no option 'colour'"),
+    "an option that would have no effect": (["executor.address=auto"], 2, "is for Ray"),
+    "a size that is none": (["executor.memory=lots"], 2, "write 512MiB, 4GiB or 2GB"),
+    "a budget that is too small": (["executor.memory=1MiB"], 1, "lower executor.workers"),
+    "a folder that is missing": (["models=folder", "models.dir=nowhere"], 1, "nowhere does not exist"),
+    "a folder that was not given": (["models=folder", "models.dir=???"], 2, "models.dir is not set"),
+    "a count that does not match": (["selection.te0=05,11=3"], 2, "it says =3, but selects 2"),
+    "an unknown id": (["selection.te0=05,99"], 2, "'99' is not in"),
+    "an id twice": (["selection.te0=05,5"], 2, "'05' is listed 2 times"),
+    "an empty list": (["selection.te0='--,--'"], 2, "it selects no model"),
+    "a list that no target can find": (["target=single"], 2, "there is no selection 'models'"),
+    "something that cannot be read": (["foo=["], 2, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_gets_a_short_answer_and_no_traceback(
+    arguments: list[str], code: int, words: str, demo: list[str], tmp_path: Path
+) -> None:
+    done = launch(*demo, *arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert done.stderr.startswith("mergeflow: ")
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 6
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_id_that_yaml_reads_as_octal_is_refused(demo: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine" / "selection").mkdir(parents=True)
+    (tmp_path / "mine" / "selection" / "mine.yaml").write_text("models: [01, 010]\n")
+    done = launch("-cd", "mine", *demo, "selection=mine", "target=single", "job=plan", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "YAML does not read 010 as the id that it looks like" in done.stderr
+
+
+def test_a_selection_and_a_target_of_ones_own_are_found_in_a_directory_of_ones_own(
+    demo: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "selection").mkdir(parents=True)
+    (tmp_path / "mine" / "selection" / "mine.yaml").write_text("models: [1, '02', 5]\n")
+    done = launch("-cd", "mine", *demo, "selection=mine", "target=single", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "unet: uniform of 3" in done.stdout
+
+
+def test_help_shows_the_groups_and_five_examples(tmp_path: Path) -> None:
+    done = launch("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for group in ("arch", "executor", "experiment", "method", "models", "selection", "target"):
+        assert f"\n{group}: " in done.stdout
+    assert done.stdout.count("python launch.py") >= 5
+
+
+def test_showing_the_config_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.argv = ['launch.py', '--cfg', 'job']\n"
+        "from mergeflow.config.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "print({'torch', 'ray', 'numpy'} & sys.modules.keys())"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("set()\n")
+    assert "selection:" in done.stdout
+
+
+def test_a_sweep_makes_each_alternative_in_a_folder_of_its_own_and_goes_on_after_a_failure(
+    demo: list[str], tmp_path: Path
+) -> None:
+    done = launch("-m", *demo, "target=x17", "selection.unet='01,02','01,99','02,06'", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "'99' is not in" in done.stderr
+    made = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.safetensors"))
+    assert made == [f"0/{X17}", f"2/{X17}"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+def test_an_interrupted_run_leaves_nothing_and_returns_130_within_three_seconds(
+    number: signal.Signals, demo: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(*demo), stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    _wait_for(lambda: any(out.glob("*.draft")), process)
+    began = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert time.monotonic() - began < 3
+    assert process.returncode == 130
+    assert "interrupted; no output was written" in errors
+    assert "Traceback" not in errors
+    assert list(out.iterdir()) == []
+
+
+def test_an_interrupted_run_on_ray_leaves_no_draft_and_no_process(demo: list[str], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(*demo, "executor=ray"), stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "Ray is ready" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)  # a terminal tells the whole foreground group
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert "interrupted; no output was written" in errors
+    assert list((tmp_path / "out").iterdir()) == []
+    _wait_for(lambda: not _alive_in_session(process.pid))
+
+
+def _alive_in_session(leader: int) -> list[str]:
+    """The processes of the session that `leader` began, zombies aside."""
+    listed = subprocess.run(["ps", "-s", str(leader), "-o", "stat=,args="], capture_output=True, text=True).stdout
+    return [line for line in listed.splitlines() if not line.startswith("Z")]
+
+
+def _wait_for(condition: object, process: subprocess.Popen[str] | None = None) -> None:
+    assert callable(condition)
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        assert process is None or process.poll() is None, "the run was over before it could be interrupted"
+        time.sleep(0.005)
