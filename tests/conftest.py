@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,9 +10,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from mergeflow.demo import ensure_demo
+from mergeflow.execute.ray import OBJECT_STORE_BYTES
 from mergeflow.recipe.architecture import architecture
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mergeflow.recipe.architecture import Architecture
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -39,3 +43,21 @@ def demo_dir(tmp_path_factory: pytest.TempPathFactory, sdxl: Architecture) -> Pa
     directory = tmp_path_factory.mktemp("demo")
     ensure_demo(directory, sdxl)
     return directory
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[None]:
+    """One embedded Ray for all tests that need it: a `RayExecutor` uses what is there, and leaves it running."""
+    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0")
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(CONF.parent)}},  # so that actors find the stores of the tests
+    )
+    yield
+    ray.shutdown()

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mergeflow.config import schema
 from mergeflow.config.convert import to_architecture, to_config, to_request
-from mergeflow.config.words import in_plain_words, misread_numbers, quote_selections
+from mergeflow.config.words import in_plain_words, misread_numbers, quote_texts
 from mergeflow.errors import MergeflowError, raise_all
 
 if TYPE_CHECKING:
@@ -38,9 +38,12 @@ CONF = next(place for place in (_here / "conf", _here.parent / "conf") if (place
 
 
 class Outcome:
-    """The worst exit code of the jobs that Hydra has called; a sweep goes on after one that failed."""
+    """What became of the jobs that Hydra has called; a sweep goes on after one that failed."""
 
     code = 0
+    """The worst exit code."""
+    begun = False
+    """Whether there was a job at all; until then whatever is raised is about what was typed."""
 
 
 def main() -> None:
@@ -48,7 +51,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
-    sys.argv[1:] = quote_selections(sys.argv[1:])
+    sys.argv[1:] = quote_texts(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through; what they mean is said here
     signal.signal(signal.SIGTERM, _interrupt)
     schema.register()
@@ -60,11 +63,16 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(str(in_plain_words(error)), 2)
+    except Exception as error:
+        if Outcome.begun:
+            raise
+        _fail(str(in_plain_words(error)), 2)
     sys.exit(Outcome.code)
 
 
 def _job(composed: DictConfig) -> None:
     """One job: what `main` does for a run, and a sweep for each of its alternatives."""
+    Outcome.begun = True
     try:
         _do(composed)
     except MergeflowError as error:
@@ -74,7 +82,8 @@ def _job(composed: DictConfig) -> None:
 
 def _do(composed: DictConfig) -> None:
     runtime = HydraConfig.get()
-    raise_all(misread_numbers(runtime.runtime.config_sources, runtime.runtime.choices))
+    sources, choices = runtime.runtime.config_sources, runtime.runtime.choices
+    raise_all(misread_numbers(sources, choices, str(runtime.job.config_name)))
     config = to_config(composed)
     if runtime.mode == RunMode.MULTIRUN:
         config.out = runtime.runtime.output_dir

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import fields, is_dataclass
-from pathlib import Path
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 
 def to_config(composed: DictConfig) -> schema.Config:
@@ -33,13 +33,14 @@ def to_config(composed: DictConfig) -> schema.Config:
     raise_all(
         ConfigError(f"there is no option '{name}'; an added option would have no effect") for name in _added(config)
     )
+    if config.experiment is not None:
+        raise ConfigError("the experiment would have no effect; its file must begin with '# @package _global_'")
     return config
 
 
 def to_request(config: schema.Config) -> Request:
     """What is asked for, in plain values; all that is wrong is raised together."""
     problems: list[MergeflowError] = []
-    budget = Budget(1, 1, 0)
     try:
         budget = to_budget(config.executor)
     except MergeflowError as error:
@@ -50,6 +51,8 @@ def to_request(config: schema.Config) -> Request:
         problems.append(error)
     if not config.models.dir and not config.models.files:
         problems.append(ConfigError("there are no models: give models.dir=DIR, or models.files"))
+    if not config.out:
+        problems.append(ConfigError("out is empty; give out=DIR"))
     raise_all(problems)
     return Request(
         models=to_source(config.models),
@@ -116,12 +119,13 @@ def to_bytes(text: str) -> int:
     units = {unit.lower(): factor for unit, factor in UNITS.items()}
     if match is None or match[2].lower() not in units:
         raise ConfigError(f"executor.memory={text} is not a size; write 512MiB, 4GiB or 2GB")
-    return int(float(match[1]) * units[match[2].lower()])
+    return int(Fraction(match[1]) * units[match[2].lower()])
 
 
 def absolute(path: str) -> str:
     """The path without `~` and not relative to anything; links are left as they are."""
-    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - Path.absolute keeps `..`
+    # Path.absolute keeps `..`, and Path.expanduser fails for a user that does not exist.
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
 def _target(name: str, target: schema.Target) -> TargetRequest:

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 SCHEMA = "schema"
 
@@ -179,4 +179,7 @@ class Config:
 
 def register() -> None:
     """Tell Hydra of the schema, which `conf/config.yaml` names first in its defaults."""
-    ConfigStore.instance().store(name=SCHEMA, node=Config)
+    node = OmegaConf.structured(Config)
+    for ids in (node.models.files, node.models.composites):
+        OmegaConf.set_struct(ids, False)  # the user's own names: they are not added, they are given
+    ConfigStore.instance().store(name=SCHEMA, node=node)

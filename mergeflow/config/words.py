@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlparse
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from mergeflow.config.convert import known_names
 from mergeflow.errors import ConfigError
-from mergeflow.recipe.ids import nearest
+from mergeflow.recipe.ids import nearest, normal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from hydra.conf import ConfigSourceInfo
 
-_SELECTION = re.compile(r"(?P<name>\+{0,2}selection\.[^=]+)=(?P<value>.*)", re.DOTALL)
-_QUOTED = ("'", '"', "[", "$")
-_MISREAD = re.compile(r"0[0-9_]+|.*[:_].*")
-"""Plain numbers that YAML reads otherwise than people do: 010 is 8 to it, 1_0 is 10 and 12:30 is 750."""
+_TEXTS = re.compile(
+    r"(?P<name>\+{0,2}(?:out|models\.(?:dir|pattern|files\.[^=]+)|selection\.[^=]+|target\.[^=.]+\.file))=(?P<value>.+)",
+    re.DOTALL,
+)
+"""Options whose values are text as it stands: paths and names of files, and lists of ids."""
+_NOT_TEXT = re.compile(r"""['"].*|\$\{.*|\[.*\]|null|\?\?\?""", re.DOTALL)
+"""Values that are quoted already, refer to another option, are lists or nothing."""
+_FILES = re.compile(r"path=file://(.*)")
 _UNKNOWN_KEY = re.compile(
     r"(?:Could not override|Key) '([^']+)'(?: is not in struct| not in |\. No match in the defaults)"
 )
+_SAYINGS = (
+    (re.compile(r"field '(.+)' is not Optional"), r"\1 cannot be null"),
+    (
+        re.compile(r"(?:Key|Value) (\S+) \(\w+\) is incompatible with (?:type hint 'str'|\(str\))"),
+        r"\1 is a number to YAML; write it in quotes",
+    ),
+    (
+        re.compile(r"Invalid type assigned: dict is not a subclass of (\w+)\..*"),
+        r"a whole \1 cannot be added on the command line; write it into a file of that group",
+    ),
+    (
+        re.compile(r"Ambiguous value for argument ('.*')"),
+        r"\1 has several values; write [a,b] for a list, quotes around a text, or -m to run once for each",
+    ),
+)
+"""What Hydra and OmegaConf say in their own terms, and what it means here."""
 
 
-def quote_selections(arguments: Sequence[str]) -> list[str]:
-    """Lists as people type them: Hydra would take the commas of `selection.te0=05,11=2` for a sweep.
+def quote_texts(arguments: Sequence[str]) -> list[str]:
+    """Paths and lists as people type them: Hydra would take the commas of `selection.te0=05,11=2` for a sweep.
 
-    With `-m` commas do separate alternatives, and nothing is changed.
+    It would read `1_0` as ten, too, and not read `models.pattern=_x{id}.safetensors` at all. With `-m` commas do
+    separate alternatives, and nothing is changed.
     """
     if {"-m", "--multirun"} & set(arguments):
         return list(arguments)
@@ -41,75 +60,108 @@ def quote_selections(arguments: Sequence[str]) -> list[str]:
 
 
 def _quoted(argument: str) -> str:
-    match = _SELECTION.fullmatch(argument)
-    if match is None or match["value"].startswith(_QUOTED) or ("," not in match["value"] and "=" not in match["value"]):
+    match = _TEXTS.fullmatch(argument)
+    if match is None or _NOT_TEXT.fullmatch(match["value"]):
         return argument
-    escaped = match["value"].replace("\\", "\\\\").replace('"', '\\"')
+    # Only backslashes before a quote have a meaning to Hydra, and the last ones stand before the closing quote.
+    escaped = re.sub(r'(\\*)("|\Z)', lambda run: run[1] * 2 + (run[2] and '\\"'), match["value"])
     return f'{match["name"]}="{escaped}"'
 
 
-def in_plain_words(error: HydraException | OmegaConfBaseException) -> ConfigError:
-    """One or two sentences for what Hydra or OmegaConf refused, with the nearest name that exists."""
+def in_plain_words(error: Exception) -> ConfigError:
+    """One or two sentences for what Hydra, OmegaConf or YAML refused, with the nearest name that exists."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        options = [name for name in error.options or [] if name != "schema"]
-        return ConfigError(
-            f"{group or 'config'} has no option '{option}'{nearest(option, options)} (there is {', '.join(options)})"
-        )
+        return ConfigError(_no_such_option(error, error.missing_cfg_file))
     if isinstance(error, OverrideParseException):
-        return ConfigError(
-            f"'{error.override}' cannot be read: {_first_line(error)}; quote what contains , = [ or a space"
-        )
+        return ConfigError(_not_read(error.override))
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return ConfigError(f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}")
     deepest: BaseException = error
-    while isinstance(deepest.__cause__, HydraException | OmegaConfBaseException):
-        deepest = deepest.__cause__
+    while isinstance(deepest, HydraException) and (below := deepest.__cause__ or deepest.__context__):
+        deepest = below
     reason = _first_line(deepest)
     unknown = _UNKNOWN_KEY.match(reason)
     key = str(getattr(deepest, "full_key", None) or (unknown[1] if unknown else ""))
     if unknown:
-        kind, parent = getattr(deepest, "object_type", None), key.rpartition(".")[0]
-        if parent and is_dataclass(kind):
-            names = [f"{parent}.{field.name}" for field in fields(kind)]
-        else:
-            names = [name for name in known_names() if name.count(".") == key.count(".")]
-        return ConfigError(f"there is no option '{key}' (--cfg job shows all){nearest(key, names)}")
+        return ConfigError(_unknown_key(key, getattr(deepest, "parent_node", None)))
+    for pattern, meaning in _SAYINGS:
+        reason = pattern.sub(meaning, reason)
     return ConfigError(f"{key}: {reason}" if key and key not in reason else reason)
+
+
+def _no_such_option(error: MissingConfigException, missing: str) -> str:
+    group, _, option = missing.rpartition("/")
+    searched = [Path(place) / group for place in _FILES.findall(str(error))]
+    options = error.options or sorted({file.stem for place in searched for file in place.glob("*.yaml")})
+    return f"{group or 'config'} has no option '{option}'{nearest(option, options)} (there is {', '.join(options)})"
+
+
+def _not_read(override: str) -> str:
+    name, equals, value = override.partition("=")
+    if not equals:
+        return f"'{override}' is not NAME=VALUE; see --help"
+    if value.startswith(("[", "{")):
+        return f"'{override}' cannot be read; check its brackets, quotes and commas"
+    return f"'{override}' cannot be read; if its value is a text, put quotes around it: '{name}=\"{value}\"'"
+
+
+def _unknown_key(key: str, parent: object) -> str:
+    """What to say of an option that does not exist; `parent` is where it would be."""
+    above = key.rpartition(".")[0]
+    names = [name for name in known_names() if name.count(".") == key.count(".")]
+    adding = ""
+    if isinstance(parent, DictConfig):
+        names = [f"{above}.{name!s}" if above else str(name) for name in parent]
+        if above == "selection":
+            adding = f", +{key}=... adds it"
+    return f"there is no option '{key}' (--cfg job shows all{adding}){nearest(key, names)}"
 
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def misread_numbers(sources: Iterable[ConfigSourceInfo], choices: Mapping[str, object]) -> Iterator[ConfigError]:
+def misread_numbers(
+    sources: Iterable[ConfigSourceInfo], choices: Mapping[str, object], primary: str = "config"
+) -> Iterator[ConfigError]:
     """Numbers in the chosen config files that YAML does not read as they are written.
 
     An id written as 010 would silently become 8, and the wrong model would be merged.
     """
-    names = ["config", *(f"{group}/{one}" for group, choice in choices.items() for one in _each(choice))]
-    for source in sources:
-        root = urlparse(source.path)
-        if root.scheme not in ("", "file") or source.provider in ("hydra", "schema"):
-            continue
-        for name in names:
-            file = Path(root.path) / f"{name}.yaml"
-            if file.is_file():
-                yield from _misread(file)
+    roots = [Path(source.path) for source in sources if source.schema == "file"]
+    names = [primary, *(f"{group}/{one}" for group, choice in choices.items() for one in _each(choice))]
+    for name in names:  # it grows while it is walked
+        files = [file for root in roots if (file := root / f"{name}.yaml").is_file()]
+        for file in files[:1]:
+            document = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            yield from _misread(file, document)
+            names += [other for other in _included(name, document) if other not in names]
 
 
-def _misread(file: Path) -> Iterator[ConfigError]:
-    nodes: list[yaml.Node | None] = [yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)]
+def _included(name: str, document: yaml.Node | None) -> Iterator[str]:
+    """The configs without a group of their own that the defaults list of config `name` includes."""
+    for key, value in document.value if isinstance(document, yaml.MappingNode) else []:
+        for item in value.value if key.value == "defaults" and isinstance(value, yaml.SequenceNode) else []:
+            if isinstance(item, yaml.ScalarNode) and item.value != "_self_":
+                other = item.value.partition("@")[0]
+                yield other.removeprefix("/") if other.startswith("/") else f"{name.rpartition('/')[0]}/{other}"
+
+
+def _misread(file: Path, document: yaml.Node | None) -> Iterator[ConfigError]:
+    nodes = [document]
     while nodes:
-        node = nodes.pop()
+        node = nodes.pop(0)
         if isinstance(node, yaml.MappingNode):
-            nodes += [part for pair in node.value for part in pair]
+            nodes = [part for pair in node.value for part in pair] + nodes
         elif isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        elif isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and _MISREAD.fullmatch(node.value):
-            line = node.start_mark.line + 1
-            yield ConfigError(
-                f"{file.name}, line {line}: YAML does not read {node.value} as the id that it looks like; "
-                f'write "{node.value}" in quotes'
-            )
+            nodes = node.value + nodes
+        elif isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")):
+            read = str(yaml.safe_load(node.value))
+            if read != normal(node.value):
+                yield ConfigError(
+                    f"{file.name}, line {node.start_mark.line + 1}: YAML does not read {node.value} as the id "
+                    f'that it looks like, but as {read}; write "{node.value}" in quotes'
+                )
 
 
 def _each(choice: object) -> list[object]:

@@ -6,6 +6,7 @@ source, and it tells the exact sum how far it may go without rounding.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -16,6 +17,7 @@ from mergeflow.interfaces import Rows, RowsDiffer
 from mergeflow.methods.exact import INTEGER_VIEW
 from mergeflow.methods.registry import methods
 from mergeflow.plan.tiles import PIECE
+from mergeflow.tensors import some
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from mergeflow.execute.block import Group
     from mergeflow.plan.plan import Cell, Plan, Strip, Tile
 
-CENSUS_ROWS = 16
+WIDER = (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32))
+"""What `dtype=` may say instead when a result does not fit."""
+CENSUS_ROWS = 8
 """Rows whose magnitudes are looked at together; few enough that they stay in a core's own cache."""
 
 
@@ -125,21 +129,22 @@ class Arithmetic:
         bad = ~(out.to(torch.float32) if out.dtype.itemsize == 1 else out).isfinite()  # fp8 has no isfinite
         if not bool(bad.any()):
             return
-        lost = torch.zeros_like(bad)
-        if not finite:
-            passed = [row.isfinite() for row in rows.values]
-            if self._plan.nonfinite == "propagate":
-                bad &= torch.stack(passed).all(0)
-            else:
-                lost = bad & ~torch.stack(passed).any(0)
-        if bool(lost.any()):
-            at = piece.start + int(lost.nonzero()[0])
-            raise UnmergeableValues(
-                f"'{piece.strip.key}': no selected model has a finite value at element {at:,}, so there is nothing to "
-                "average; leave the broken models out of the list, or choose nonfinite=propagate"
-            )
+        passed = (row.isfinite() for row in rows.values)
+        if not finite and self._plan.nonfinite == "propagate":
+            bad &= functools.reduce(torch.logical_and, passed)
+        elif not finite:
+            lost = bad & ~functools.reduce(torch.logical_or, passed)
+            if bool(lost.any()):
+                self._nothing_left(piece, lost)
         if bool(bad.any()):
             self._overflow(piece, cell, rows, out, bad)
+
+    def _nothing_left(self, piece: Piece, lost: Tensor) -> NoReturn:
+        at = piece.start + int(lost.nonzero()[0])
+        raise UnmergeableValues(
+            f"'{piece.strip.key}': no selected model has a finite value at element {at:,}, so there is nothing to "
+            "average; leave the broken models out of the list, or choose nonfinite=propagate"
+        )
 
     def _overflow(self, piece: Piece, cell: Cell, rows: Rows, out: Tensor, bad: Tensor) -> NoReturn:
         exact = torch.empty(len(out), dtype=torch.float64)
@@ -147,7 +152,7 @@ class Arithmetic:
         (method.skip if self._plan.nonfinite == "skip" else method.merge)(rows, cell.shares, exact)
         at = int(bad.nonzero()[0])
         value = float(exact[at])
-        wider = [name for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)) if _holds(dtype, value)]
+        wider = [name for name, dtype in WIDER if _holds(dtype, value)]
         remedy = f"choose dtype={' or dtype='.join(wider)}" if wider else "no dtype of an output holds it"
         raise UnmergeableValues(
             f"'{piece.strip.key}' overflows {cell.dtype.code}: the value of element {piece.start + at:,} is {value:g}, "
@@ -164,16 +169,22 @@ class Arithmetic:
                 counts = " and ".join(f"{n:,} {what}" for n, what in ((nan, "NaN"), (infinite, "infinite")) if n)
                 culprits.append(f"model {self._model(piece, row)} has {counts} value(s) from element {at:,} on")
         raise UnmergeableValues(
-            f"'{piece.strip.key}': {'; '.join(culprits)} (first ones found); leave the model out of the list, or "
+            f"'{piece.strip.key}': {some(culprits)} (first ones found); leave the model out of the list, or "
             "choose nonfinite=skip (mean of the finite values) or nonfinite=propagate"
         )
 
     def _differ(self, piece: Piece, cell: Cell, error: RowsDiffer) -> NoReturn:
+        where = f"element {piece.start + error.element:,}"
+        model, first = self._model(piece, cell.rows[error.row]), self._model(piece, cell.rows[0])
+        if error.row == 0:
+            raise UnmergeableValues(
+                f"'{piece.strip.key}' is not a tensor to average but one to copy, and {where} of model {model} is "
+                f"{_shown(error.value)}, which {cell.dtype.code} does not hold; leave the model out of the list"
+            ) from error
         raise UnmergeableValues(
-            f"'{piece.strip.key}' is not a tensor to average, and the models disagree: element "
-            f"{piece.start + error.element:,} is {error.value:g} in model {self._model(piece, cell.rows[error.row])}, "
-            f"{error.expected:g} in others or as {cell.dtype.code}; leave the model out of the list, or choose "
-            "keys.integers=first to take those of the first model"
+            f"'{piece.strip.key}' is not a tensor to average, and the models disagree: {where} is "
+            f"{_shown(error.value)} in model {model}, but {_shown(error.expected)} in model {first}; leave one of them "
+            "out of the list, or choose keys.integers=first to take those of the first model"
         ) from error
 
     def _model(self, piece: Piece, row: int) -> str:
@@ -182,3 +193,7 @@ class Arithmetic:
 
 def _holds(dtype: torch.dtype, value: float) -> bool:
     return math.isfinite(torch.tensor(value, dtype=torch.float64).to(dtype).item())
+
+
+def _shown(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.9g}"

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
-
-from mergeflow.errors import MergeflowError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mergeflow.execute.coverage import Coverage
-    from mergeflow.interfaces import Store
+    from mergeflow.interfaces import Reader, Store
     from mergeflow.plan.plan import Output
 
-STEP = 4 << 20
+STEP = 1 << 20
 """Bytes hashed at a time."""
 
 
@@ -29,19 +28,18 @@ class TrailingDigest:
     def __init__(self, store: Store, drafts: Sequence[str], outputs: Sequence[Output], coverage: Coverage) -> None:
         self._store, self._drafts, self._outputs, self._coverage = store, drafts, outputs, coverage
         self._hashes = [hashlib.sha256() for _ in outputs]
-        self._wake = threading.Condition()
+        self._wake = threading.Event()
         self._stopped = False
-        self._error: MergeflowError | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="digest", daemon=True)
         self._thread.start()
 
     def advance(self) -> None:
         """More bytes may be complete."""
-        with self._wake:
-            self._wake.notify()
+        self._wake.set()
 
     def result(self) -> list[str]:
-        """The digests in hex, once every output is complete; raises what reading them back met."""
+        """The digests in hex; every output must be complete. Raises what reading them back met."""
         self.advance()
         self._thread.join()
         if self._error is not None:
@@ -49,30 +47,31 @@ class TrailingDigest:
         return [digest.hexdigest() for digest in self._hashes]
 
     def stop(self) -> None:
-        """Give up."""
-        with self._wake:
-            self._stopped = True
-            self._wake.notify()
+        """Give up. Harmless after `result`."""
+        self._stopped = True
+        self._wake.set()
         self._thread.join()
 
     def _run(self) -> None:
         try:
-            readers = [self._store.reader(draft) for draft in self._drafts]
-            buffer = memoryview(bytearray(STEP))
-            positions = [output.data[0] for output in self._outputs]
-            while not self._stopped:
-                target = [self._coverage.watermark(index) for index in range(len(positions))]
-                for index, reader in enumerate(readers):
-                    while positions[index] < target[index] and not self._stopped:
-                        view = buffer[: min(STEP, target[index] - positions[index])]
-                        reader.read_into(view, positions[index])
-                        self._hashes[index].update(view)
-                        positions[index] += len(view)
-                if all(at == output.layout.size for at, output in zip(positions, self._outputs, strict=True)):
-                    break
-                with self._wake:
-                    self._wake.wait(timeout=0.5)
-            for reader in readers:
-                reader.close()
-        except MergeflowError as error:
+            with ExitStack() as opened:
+                self._follow([opened.enter_context(closing(self._store.reader(draft))) for draft in self._drafts])
+        except Exception as error:  # whatever it is, it belongs to who asks for the result
             self._error = error
+
+    def _follow(self, readers: Sequence[Reader]) -> None:
+        buffer = memoryview(bytearray(STEP))
+        positions = [output.data[0] for output in self._outputs]
+        ends = [output.data[1] for output in self._outputs]
+        while not self._stopped:
+            self._wake.clear()
+            for index, reader in enumerate(readers):
+                complete = self._coverage.watermark(index)
+                while positions[index] < complete and not self._stopped:
+                    view = buffer[: min(STEP, complete - positions[index])]
+                    reader.read_into(view, positions[index])
+                    self._hashes[index].update(view)
+                    positions[index] += len(view)
+            if positions == ends:
+                break
+            self._wake.wait()

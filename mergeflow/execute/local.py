@@ -6,6 +6,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
+import torch
+
 from mergeflow.execute.shard import OpenFiles, ShardWorker
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ class LocalExecutor:
     def map(self, job: Job, shards: Sequence[int]) -> Iterator[Receipt]:
         """Run every shard, yielding receipts as they come; see `interfaces.Executor`."""
         crew = Crew(job)
+        teams = torch.get_num_threads()
+        torch.set_num_threads(1)  # these threads share the cores; a team of torch's own for each would be in the way
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mergeflow")
         try:
             for done in as_completed([pool.submit(crew.run, shard) for shard in shards]):
@@ -57,3 +61,4 @@ class LocalExecutor:
             crew.stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
             crew.close()
+            torch.set_num_threads(teams)

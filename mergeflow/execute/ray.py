@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import mergeflow
 from mergeflow.errors import ExecutorError, MergeflowError
 from mergeflow.execute.local import Crew
+from mergeflow.execute.shard import Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +37,10 @@ OBJECT_STORE_BYTES = 80 << 20
 EMBEDDED = "local"
 LOST_AFTER_SECONDS = 1.0
 """How long to wait for a receipt before looking whether anyone asked to stop."""
+STOPS_WITHIN_SECONDS = 1.0
+"""How long the last tiles may take once the run is given up; after that their processes are killed over them."""
+CONTROL = "control"
+"""The threads of an actor that are never busy with shards."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,15 @@ class ShardActor:
         """Whether the actor is up."""
         return True
 
-    def run(self, shard: int) -> Receipt:
-        """Do one shard."""
-        return self._crew.run(shard)
+    def run(self, shard: int) -> Receipt | None:
+        """Do one shard; None if the actor was told to stop."""
+        with suppress(Stopped):
+            return self._crew.run(shard)
+        return None
+
+    def stop(self) -> None:
+        """Let what is under way come to its end, and begin nothing more."""
+        self._crew.stopped.set()
 
 
 class RayExecutor:
@@ -78,7 +89,7 @@ class RayExecutor:
         actors: list[Any] = []
         try:
             plan = ray.put(job)
-            maker = ray.remote(ShardActor).options(
+            maker = ray.remote(concurrency_groups={CONTROL: 1})(ShardActor).options(
                 num_cpus=1, max_concurrency=self._budget.reads_in_flight, scheduling_strategy="SPREAD"
             )
             actors = [maker.remote(plan) for _ in range(self._budget.workers)]
@@ -112,14 +123,20 @@ class RayExecutor:
             for actor in actors:
                 if waiting:
                     running[actor.run.remote(waiting.popleft())] = actor
-        while running:
-            done, _ = ray.wait(list(running), num_returns=1, timeout=LOST_AFTER_SECONDS)
-            for reference in done:
-                actor = running.pop(reference)
-                receipt: Receipt = ray.get(reference)
-                if waiting:
-                    running[actor.run.remote(waiting.popleft())] = actor
-                yield receipt
+        try:
+            while running:
+                done, _ = ray.wait(list(running), num_returns=1, timeout=LOST_AFTER_SECONDS)
+                for reference in done:
+                    actor = running.pop(reference)
+                    receipt: Receipt = ray.get(reference)
+                    if waiting:
+                        running[actor.run.remote(waiting.popleft())] = actor
+                    yield receipt
+        finally:
+            if running:  # whoever is told to stop has stopped writing when its calls have returned
+                for actor in actors:
+                    actor.stop.options(concurrency_group=CONTROL).remote()
+                ray.wait(list(running), num_returns=len(running), timeout=STOPS_WITHIN_SECONDS)
 
     def _wait_until_ready(self, ray: ModuleType, actors: Sequence[Any]) -> None:
         """All actors up, or a word about why they are not: a cluster without room keeps them waiting for ever."""

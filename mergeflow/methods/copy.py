@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 
-from mergeflow.interfaces import RowsDiffer
-from mergeflow.methods.exact import round_into
+from mergeflow.interfaces import Rows, RowsDiffer
+from mergeflow.methods.exact import INTEGER_VIEW, round_into
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
-
-    from mergeflow.interfaces import Rows
 
 
 class Copy:
@@ -33,12 +32,15 @@ class Copy:
 
     def skip(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
         """As `merge`, with NaN where the only value is not finite."""
-        self.merge(rows, shares, out)
-        out.masked_fill_(~rows.values[0].isfinite(), float("nan"))
+        (row,) = rows.values
+        self.merge(Rows([row.masked_fill(~row.isfinite(), math.nan)], rows.peaks), shares, out)
 
 
 class Agree:
-    """The value that all rows have; `RowsDiffer` if they do not. It counts by value: 2.0 agrees with the integer 2."""
+    """The value that all rows have; `RowsDiffer` if they do not. It counts by value: 2.0 agrees with the integer 2.
+
+    When it is not `strict`, the others are not looked at.
+    """
 
     name = "agree"
     takes_any_dtype = True
@@ -48,28 +50,34 @@ class Agree:
 
     def merge(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
         """Write the first row into `out`, after all others were compared with it if this is strict."""
-        first = next((row for row in rows.values if row.dtype == out.dtype), rows.values[0])
+        first, *others = rows.values
         out.copy_(first)
-        self._check(0 if first is rows.values[0] else -1, first, out)
-        if not self.strict:
-            return
-        for index, row in enumerate(rows.values):
-            if row is not first:
-                self._check(index, row, out)
+        for index, row in enumerate([first, *others] if self.strict else [first]):
+            same = _same(row, out)
+            if not bool(same.all()):
+                at = int((~same).nonzero()[0])
+                raise RowsDiffer(index, at, _number(row[at]), _number(out[at]))
 
     def skip(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
         """As `merge`: a value that is not finite agrees with no integer."""
         self.merge(rows, shares, out)
 
-    def _check(self, index: int, row: Tensor, expected: Tensor) -> None:
-        if row.dtype == expected.dtype:
-            same = (row.view(torch.uint8) == expected.view(torch.uint8)).view(len(row), -1).all(1)
-        else:
-            same = row.double() == expected.double()
-        if not bool(same.all()):
-            at = int((~same).nonzero()[0])
-            raise RowsDiffer(max(index, 0), at, _number(row[at]), _number(expected[at]))
+
+def _same(row: Tensor, expected: Tensor) -> Tensor:
+    """Where the two have one value, whatever their dtypes; in one dtype, where they have the same bits."""
+    if row.dtype == expected.dtype:
+        integers = INTEGER_VIEW[row.element_size()]
+        return row.view(integers) == expected.view(integers)
+    # fp64 holds every value of every other dtype but the largest 64-bit integers; those must agree as integers too.
+    widest = torch.complex128 if row.is_complex() or expected.is_complex() else torch.float64
+    same = row.to(widest) == expected.to(widest)
+    return same & (row.long() == expected.long()) if _wide(row) or _wide(expected) else same
+
+
+def _wide(row: Tensor) -> bool:
+    return row.dtype in (torch.int64, torch.uint64)
 
 
 def _number(value: Tensor) -> float:
-    return float(value.real if value.is_complex() else value)
+    number = value.item()
+    return number.real if isinstance(number, complex) else number

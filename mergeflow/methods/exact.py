@@ -3,49 +3,67 @@
 Why a sum can be exact. A finite value of a float format with p significant bits is an integer multiple of a
 quantum: at least 2^-24 for every fp16, and 2^(e-p+1) for a row whose smallest nonzero magnitude lies in
 [2^e, 2^(e+1)). Sums of multiples of q are multiples of q, and an accumulator with m bits holds every multiple of q
-up to 2^m q. So as long as the magnitudes add up to no more than 2^m q, no addition rounds, in any order:
+up to 2^m q. So as long as the magnitudes add up to less than 2^m q, no addition rounds, in any order:
 
-    fp16 rows in fp32  (m = 24): exact while the magnitudes add up to at most 1
-    fp16 rows in fp64  (m = 53): exact up to 2^29, that is for 8,192 models at the very edge of fp16
-    other rows in fp64 (m = 53): exact if the spread of the magnitudes allows it, which is looked up
-    anything else: hi + lo, where lo gathers what every addition to hi rounds away (TwoSum, Knuth, TAOCP 4.2.2)
+    fp16 rows in fp32  (m = 24): exact while the magnitudes add up to less than 1
+    fp16 rows in fp64  (m = 53): exact below 2^29, that is for 8,192 models at the very edge of fp16
+    other rows           either: exact if the spread of the magnitudes allows it, which is looked up
+    anything else: several words, each of which takes what every addition to the one before rounds away (TwoSum,
+    Knuth, TAOCP 4.2.2). What n additions to a word of magnitude B round away adds up to at most n 2^-53 B, so the
+    spread tells how many words there must be for the last one to add without rounding.
 
-Why one rounding is enough. torch converts fp64 to fp16 or bf16 by way of fp32, which rounds twice. Rounding to odd
-first (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008) makes the second rounding right: the
-last bit kept is set whenever anything nonzero was cut off, so no tie can be made or lost.
+Why the division may round too. Let S be such a sum in m bits, a multiple of q with |S| < 2^m q; D < 2^(m-p) the
+divisor; and t a point at which rounding to p bits turns (halfway between neighbours), in the binade 2^e of S / D. Then
+t is a multiple of 2^(e-p), so that S - D t, unless it is 0, is at least min(q, 2^(e-p)), and S / D is away from t by
+that over D. Rounding S / D to m bits moves it by at most 2^(e-m), which is less than 2^(e-p) / D because of D, and less
+than q / D because of |S|. So the rounded quotient lies on the same side of t, or on t if the exact one does: rounding
+it to p bits gives what rounding the exact quotient gives.
+
+Why a third rounding is harmless. torch converts fp64 to fp16 or bf16 by way of fp32. Rounding to odd first (Boldo and
+Melquiond, "Emulation of FMA and correctly rounded sums", 2008) makes the conversion right: the last bit kept is set
+whenever anything nonzero was cut off, so no tie can be made or lost.
+
+A sum that is zero is +0, whatever the signs of its terms: it must not depend on how they were grouped.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
-    from torch import Tensor
+Words: TypeAlias = Sequence[Tensor]
+"""A sum, one value per element, as the sum of several rows."""
 
 FP16_QUANTUM = 2.0**-24
 FP32_BITS, FP64_BITS = 24, 53
 SIGNIFICANT_BITS = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53}
-INTEGER_VIEW = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-SMALLEST_GROUP = 4
+INTEGER_VIEW = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+MARGIN_BITS = 1e-6
+"""What the bookkeeping of magnitudes may itself have rounded, and far more."""
+MOST_WORDS = 8
+"""Enough for any values that fp32 and bf16 have; fp64 rows that span more than 2^350 in one place may round before."""
+SHORTEST_RUN = 3
 """Rows; adding fewer of them in fp32 first costs more than it saves."""
+QUANTUM_ROWS = 4
+"""Rows whose smallest magnitude is looked up together; few enough that they stay in a core's own cache."""
 CUT_BITS = FP64_BITS - FP32_BITS
 CUT = (1 << CUT_BITS) - 1
 SPLIT = (1 << 27) - 1
 """Clearing 27 of 53 bits leaves a factor whose product with an integer below 2^26 is exact in fp64."""
+DIVISOR_LIMIT = 1 << 26
+"""Shares and their sum stay below; see `SPLIT`."""
 BF16_SMALLEST_NORMAL, BF16_QUANTUM = 2.0**-126, 2.0**-133
-
-
-class Sum(NamedTuple):
-    """`hi + lo`: an exact sum, one value per element. `lo` is None when hi alone is exact."""
-
-    hi: Tensor
-    lo: Tensor | None
+E4M3_ROUNDS_TO_LARGEST = 464.0
+"""Above this a value is beyond `float8_e4m3fn`, which has no infinity; some versions of torch make 448 of it."""
 
 
 class Scratch(threading.local):
@@ -55,140 +73,220 @@ class Scratch(threading.local):
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def __call__(self, name: str, like: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        """An uninitialised 1-D buffer as long as `like`; the same memory for the same name."""
+        """An uninitialised 1-D buffer of as many values as `like` has; the same memory for the same name."""
+        count = like.numel()
         held = self._buffers.get((name, dtype))
-        if held is None or len(held) < len(like):
-            held = self._buffers[name, dtype] = torch.empty(len(like), dtype=dtype)
-        return held[: len(like)]
+        if held is None or len(held) < count:
+            held = self._buffers[name, dtype] = torch.empty(count, dtype=dtype)
+        return held[:count]
 
 
 _scratch = Scratch()
 
 
-def exact_sum(values: Sequence[Tensor], peaks: Sequence[float], shares: Sequence[int]) -> Sum:
-    """The sum of `share * value` over rows of finite values, without rounding.
+def add_exactly(values: Sequence[Tensor], peaks: Sequence[float], shares: Sequence[int], out: torch.dtype) -> Words:
+    """The sum of `share * value` over rows of finite values, without rounding, in one word or more.
 
-    `values` are 1-D, of one length, each fp16, bf16, fp32 or fp64; `peaks` are their largest magnitudes. The result
-    is fp64 and lives in this thread's scratch: it is gone with the next call.
+    `values` are 1-D, of one length, each fp16, bf16, fp32 or fp64; `peaks` are their largest magnitudes; shares and
+    their sum are below `DIVISOR_LIMIT`. `out` is what the mean will be rounded to. The sum is that of all words, the
+    first of which is next to it. They live in this thread's scratch: they are gone with the next call.
     """
-    bound = math.fsum(peak * share for peak, share in zip(peaks, shares, strict=True))
-    quantum = min((_quantum(value) for value in values), default=1.0)
-    hi = _scratch("hi", values[0]).fill_(-0.0)  # the neutral element of addition: 0 + -0.0 would lose a sign
-    if bound <= math.ldexp(quantum, FP64_BITS):
-        _add_exactly(hi, values, peaks, shares)
-        return Sum(hi, None)
-    lo = _scratch("lo", hi).zero_()
+    bound = sum(peak * share for peak, share in zip(peaks, shares, strict=True))
+    quantum = _quantum(values)
+    if _fits(FP32_BITS, bound, quantum) and _may_divide_in_fp32(out, sum(shares), quantum):
+        return [_add_runs(values, peaks, shares, quantum, torch.float32)]
+    if _fits(FP64_BITS, bound, quantum):
+        return [_add_runs(values, peaks, shares, quantum, torch.float64)]
+    words = [_scratch(f"word {index}", values[0]).zero_() for index in range(_count(bound, quantum, len(values)))]
     for value, share in zip(values, shares, strict=True):
-        _add_with_error(hi, lo, value, share)
-    return Sum(hi, lo)
+        for term in _terms(value, share):
+            for word in words[:-1]:
+                _two_sum(word, term)
+            words[-1].add_(term)
+    _settle(words)
+    return words
 
 
-def _quantum(row: Tensor) -> float:
-    """A power of two of which every value of `row` is a multiple; looked up where the dtype alone tells too little."""
-    if row.dtype == torch.float16:
-        return FP16_QUANTUM
-    integers = INTEGER_VIEW[row.element_size()]
+def _fits(bits: int, bound: float, quantum: float) -> bool:
+    """Whether multiples of `quantum` below `bound` are exact in so many bits."""
+    return bound == 0 or math.log2(bound) - math.log2(quantum) + MARGIN_BITS < bits
+
+
+def _may_divide_in_fp32(out: torch.dtype, divisor: int, quantum: float) -> bool:
+    """See "Why the division may round too"; quotients must stay clear of fp32's own subnormals."""
+    bits = SIGNIFICANT_BITS.get(out, 4)  # fp8 has fewer
+    return bits <= 11 and divisor < 1 << (FP32_BITS - bits) and quantum >= 2.0**-100
+
+
+def _count(bound: float, quantum: float, rows: int) -> int:
+    """How many words it takes so that no addition loses anything."""
+    excess = math.log2(bound) - math.log2(quantum) + MARGIN_BITS - FP64_BITS
+    per_word = FP64_BITS - math.log2(2 * rows)
+    return min(2 + math.floor(min(excess / per_word, MOST_WORDS)), MOST_WORDS)
+
+
+def _quantum(values: Sequence[Tensor]) -> float:
+    """A power of two of which every value is a multiple; infinite if all are 0."""
+    least = math.inf
+    for dtype, rows in groupby(values, key=lambda row: row.dtype):
+        if dtype == torch.float16:
+            least = min(least, FP16_QUANTUM)  # worth no look: some value is nearly always that small
+            continue
+        for run in _stacks(list(rows), QUANTUM_ROWS):
+            least = min(least, _looked_up(run))
+    return least
+
+
+def _looked_up(rows: Tensor) -> float:
+    """The quantum of the smallest nonzero magnitude in a matrix."""
+    integers = INTEGER_VIEW[rows.element_size()]
     mask = torch.iinfo(integers).max
-    magnitudes = torch.bitwise_and(row.view(integers), mask, out=_scratch("magnitudes", row, integers))
+    room = _scratch("magnitudes", rows, integers)[: rows.numel()].view(rows.shape)
+    magnitudes = torch.bitwise_and(rows.view(integers), mask, out=room)
     # Zero has every quantum: less one, it becomes the largest magnitude of all.
-    least = magnitudes.sub_(1).bitwise_and_(mask).amin().add_(1).view(row.dtype).item()
-    if not math.isfinite(least):
-        return 1.0
-    smallest_normal = torch.finfo(row.dtype).smallest_normal
-    exponent = math.frexp(max(least, smallest_normal))[1] - 1
-    return max(math.ldexp(1.0, exponent - SIGNIFICANT_BITS[row.dtype] + 1), 5e-324)
+    least = int(magnitudes.sub_(1).bitwise_and_(mask).amin())
+    if least == mask:
+        return math.inf
+    info = torch.finfo(rows.dtype)
+    exponent = (least + 1) >> (SIGNIFICANT_BITS[rows.dtype] - 1)
+    return math.ldexp(info.smallest_normal * info.eps, max(exponent - 1, 0))
 
 
-def _add_exactly(hi: Tensor, values: Sequence[Tensor], peaks: Sequence[float], shares: Sequence[int]) -> None:
-    """Add rows of which it is known that no addition rounds; runs of fp16 rows go through fp32, which is faster."""
-    part = _scratch("part", hi, torch.float32)
+def _add_runs(
+    values: Sequence[Tensor], peaks: Sequence[float], shares: Sequence[int], quantum: float, dtype: torch.dtype
+) -> Tensor:
+    """The sum of rows of which it is known that no addition in `dtype` rounds.
+
+    Rows of equal shares are added in fp32 first as far as that is exact, because it is several times faster.
+    """
+    total = _scratch("word 0", values[0], dtype).zero_()
     index = 0
     while index < len(values):
-        end = _run(values, peaks, shares, index)
-        if end - index < SMALLEST_GROUP:
-            hi.add_(values[index], alpha=shares[index])
+        end = _run(peaks, shares, index, quantum)
+        if end - index < SHORTEST_RUN and dtype != torch.float32:
+            total.add_(values[index], alpha=shares[index])
             index += 1
             continue
-        part.copy_(values[index])
-        for row in values[index + 1 : end]:
-            part.add_(row)
-        hi.add_(part, alpha=shares[index])
+        for run in _stacks(values[index:end], end - index):
+            part = torch.sum(run, 0, dtype=torch.float32, out=_scratch("part", values[0], torch.float32))
+            total.add_(part, alpha=shares[index])
         index = end
+    return total
 
 
-def _run(values: Sequence[Tensor], peaks: Sequence[float], shares: Sequence[int], start: int) -> int:
-    """The end of the longest run of fp16 rows with one share whose magnitudes add up to at most 1."""
-    limit = math.ldexp(FP16_QUANTUM, FP32_BITS)
+def _run(peaks: Sequence[float], shares: Sequence[int], start: int, quantum: float) -> int:
+    """The end of the longest run of equal shares whose magnitudes add up to what fp32 holds exactly; at least one."""
+    limit = math.ldexp(quantum, FP32_BITS) * (1 - MARGIN_BITS)
     total = 0.0
     end = start
-    while end < len(values) and values[end].dtype == torch.float16 and shares[end] == shares[start]:
+    while end < len(peaks) and shares[end] == shares[start]:
         total += peaks[end]
-        if total > limit:
+        if total >= limit and end > start:
             break
         end += 1
     return end
 
 
-def _add_with_error(hi: Tensor, lo: Tensor, row: Tensor, share: int) -> None:
-    """`hi + lo += share * row`; what the addition to `hi` rounds away goes to `lo`."""
+def _stacks(rows: Sequence[Tensor], most: int) -> Iterator[Tensor]:
+    """The rows as matrices of at most `most` rows, without a copy: neighbours of one dtype in evenly spaced memory."""
+    first = 0
+    while first < len(rows):
+        row = rows[first]
+        place = row.data_ptr()
+        step = max(rows[first + 1].data_ptr() - place, 0) if first + 1 < len(rows) else 0
+        last = first
+        while (
+            step > 0
+            and last + 1 < len(rows)
+            and last + 2 - first <= most
+            and rows[last + 1].dtype == row.dtype
+            and rows[last + 1].stride() == row.stride()
+            and rows[last + 1].data_ptr() - place == step * (last + 1 - first)
+            and rows[last + 1].untyped_storage().data_ptr() == row.untyped_storage().data_ptr()
+        ):
+            last += 1
+        yield row.as_strided((last + 1 - first, len(row)), (step // row.element_size(), row.stride(0)))
+        first = last + 1
+
+
+def _terms(row: Tensor, share: int) -> Iterator[Tensor]:
+    """`share * row` in terms that fp64 holds; each is overwritten by who takes it."""
     if row.dtype == torch.float64 and share != 1:
-        high = _scratch("high", hi)
-        torch.bitwise_and(row.view(torch.int64), ~SPLIT, out=high.view(torch.int64))
-        low = torch.sub(row, high, out=_scratch("low", hi)).mul_(share)
-        _two_sum(hi, lo, high.mul_(share))
-        _two_sum(hi, lo, low)
+        high = torch.bitwise_and(row.view(torch.int64), ~SPLIT, out=_scratch("high", row, torch.int64))
+        low = torch.sub(row, high.view(torch.float64), out=_scratch("low", row))
+        yield high.view(torch.float64).mul_(share)
+        yield low.mul_(share)
     else:
-        _two_sum(hi, lo, _scratch("high", hi).copy_(row).mul_(share))
+        yield _scratch("low", row).copy_(row).mul_(share)
 
 
-def _two_sum(hi: Tensor, lo: Tensor, term: Tensor) -> None:
-    total = torch.add(hi, term, out=_scratch("total", hi))
-    seen = torch.sub(total, hi, out=_scratch("seen", hi))
-    error = torch.sub(total, seen, out=_scratch("error", hi))
-    torch.sub(hi, error, out=error)
-    lo.add_(error.add_(torch.sub(term, seen, out=seen)))
-    hi.copy_(total)
+def _two_sum(word: Tensor, term: Tensor) -> None:
+    """Add `term` to `word`, and leave in `term` what that rounded away."""
+    total = torch.add(word, term, out=_scratch("total", word))
+    seen = torch.sub(total, word, out=_scratch("seen", word))
+    term.sub_(seen)
+    term.add_(word.sub_(torch.sub(total, seen, out=seen)))
+    word.copy_(total)
 
 
-def divide_into(sum: Sum, divisor: int | Tensor, out: Tensor, *, direct: bool) -> None:
-    """Write `sum / divisor`, rounded once to the dtype of `out` (ties to even).
+def _settle(words: Words) -> None:
+    """Move what the words hold upwards, until each is at most half a last bit of the one before."""
+    moving = True
+    while moving:
+        moving = False
+        for upper, lower in reversed(list(pairwise(words))):
+            before = _scratch("before", upper).copy_(upper)
+            _two_sum(upper, lower)
+            moving |= bool(((before != upper) & upper.isfinite()).any())
 
-    `divisor` is below 2^26. `direct` says that every row was fp16 and that the divisor is at most 8,192: then the
-    fp64 quotient is right up to its last bit and cannot lie on a tie unless the exact quotient does. (Quotients that
-    are no tie differ from one by at least 2^-25 / 8,192, and from their fp64 rounding by at most 2^-38.)
+
+def divide(words: Words, divisor: int | Tensor, out: torch.dtype) -> Tensor:
+    """The sum of `words` (see `add_exactly`) over `divisor`, fit to be rounded once more, to `out`; in scratch.
+
+    `divisor` is below `DIVISOR_LIMIT`. The result is fp64, or fp32 where that is enough.
     """
-    hi, lo = sum
-    quotient = torch.div(hi, divisor, out=_scratch("quotient", hi))
-    if not direct and out.dtype != torch.float64:
-        _to_odd(quotient, hi, lo, divisor)
-    round_into(quotient, out)
+    if len(words) == 1:
+        return words[0].div_(divisor.to(words[0].dtype) if isinstance(divisor, Tensor) else divisor)
+    quotient = torch.div(words[0], divisor, out=_scratch("quotient", words[0]))
+    quotient.sub_(_excess(quotient, words, divisor).div_(divisor))
+    if out != torch.float64:
+        excess = _excess(quotient, words, divisor)
+        bits = quotient.view(torch.int64)
+        outward = (excess < 0) == (bits >= 0)
+        bits.add_(torch.where(outward, 1, -1).mul_((excess != 0) & (bits & 1 == 0) & quotient.isfinite()))
+    return quotient
 
 
-def _to_odd(quotient: Tensor, hi: Tensor, lo: Tensor | None, divisor: int | Tensor) -> None:
-    """Turn `quotient`, the nearest fp64, into (hi + lo) / divisor rounded to odd, by the sign of the remainder."""
-    bits = quotient.view(torch.int64)
-    high = _scratch("high", hi)
-    torch.bitwise_and(bits, ~SPLIT, out=high.view(torch.int64))
-    low = torch.sub(quotient, high, out=_scratch("low", hi)).mul_(divisor)
-    remainder = torch.sub(hi, high.mul_(divisor), out=_scratch("total", hi)).sub_(low)
-    if lo is not None:
-        remainder.add_(lo)
-    outward = (remainder > 0) == (quotient > 0)
-    step = torch.where(outward, 1, -1).mul_((remainder != 0) & (bits & 1 == 0) & quotient.isfinite())
-    bits.add_(step)
+def _excess(quotient: Tensor, words: Words, divisor: int | Tensor) -> Tensor:
+    """`quotient * divisor` less the sum of `words`, of which the sign and all but the last bits are right."""
+    high = torch.bitwise_and(quotient.view(torch.int64), ~SPLIT, out=_scratch("high", quotient, torch.int64))
+    low = torch.sub(quotient, high.view(torch.float64), out=_scratch("low", quotient)).mul_(divisor)
+    excess = high.view(torch.float64).mul_(divisor).sub_(words[0]).add_(low)
+    for word in words[1:]:
+        excess.sub_(word)
+    return excess
 
 
 def round_into(value: Tensor, out: Tensor) -> None:
-    """Write fp64 `value` into `out`, rounded once to its dtype (ties to even). `value` is overwritten."""
+    """Write `value`, fp64 or fp32, into `out`, rounded once to its dtype (ties to even). `value` is overwritten."""
     if out.dtype in (torch.float32, torch.float64):
         out.copy_(value)
+        return
+    if value.dtype == torch.float32:
+        _narrow_into(value, out)
         return
     if out.dtype == torch.bfloat16:
         _settle_bf16_subnormals(value)
     bits = value.view(torch.int64)
     sticky = torch.bitwise_and(bits, CUT, out=_scratch("sticky", value, torch.int64)).add_(CUT)
     bits.bitwise_or_(sticky).bitwise_and_(~CUT)
-    out.copy_(_scratch("part", value, torch.float32).copy_(value))
+    _narrow_into(_scratch("part", value, torch.float32).copy_(value), out)
+
+
+def _narrow_into(value: Tensor, out: Tensor) -> None:
+    if out.dtype == torch.float8_e4m3fn:
+        value.masked_fill_(value.abs() > E4M3_ROUNDS_TO_LARGEST, math.nan)
+    out.copy_(value)
 
 
 def _settle_bf16_subnormals(value: Tensor) -> None:

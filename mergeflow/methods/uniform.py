@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mergeflow.methods.exact import divide_into, exact_sum
+from mergeflow.errors import UnmergeableValues
+from mergeflow.methods.exact import DIVISOR_LIMIT, add_exactly, divide, round_into
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
     from mergeflow.interfaces import Rows
 
-DIRECT_LIMIT = 8192
-"""Up to this sum of shares a mean of fp16 rows needs no remainder; see `divide_into`."""
+COPIED = 1 << 17
+"""Values of all rows together that are copied at a time, without NaN and infinity: at most 1 MiB."""
+LARGEST_SUM, SCALE = 2.0**1023, 2.0**64
+"""A mean of fp64 may be in range although the sum is not; such rows are divided by `SCALE` first."""
 
 
 class Uniform:
@@ -29,39 +32,58 @@ class Uniform:
 
     def merge(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
         """Write the mean of `rows` into `out`; NaN and infinity travel as in any IEEE sum."""
-        if all(map(math.isfinite, rows.peaks)):
-            _mean(rows.values, rows.peaks, shares, sum(shares), out)
+        if _bound(rows.peaks, shares) < LARGEST_SUM:  # which no sum is that holds NaN or infinity
+            round_into(_mean(rows.values, rows.peaks, shares, sum(shares), out.dtype), out)
             return
-        finite = [row.isfinite() for row in rows.values]
-        _mean_of(rows.values, finite, shares, sum(shares), out)
-        # A sum is NaN if a term is, or if infinities of both signs meet; else it is the infinity it contains.
-        up, down, nan = (_any(map(kind, rows.values)) for kind in (torch.isposinf, torch.isneginf, torch.isnan))
-        out.masked_fill_(up, math.inf).masked_fill_(down, -math.inf).masked_fill_(nan | (up & down), math.nan)
+        for values, result in _narrowed(rows.values, out):
+            mean = _mean_of_finite(values, shares, sum(shares), out.dtype)
+            # A sum is NaN if a term is, or if infinities of both signs meet; else it is the infinity it contains.
+            up, down, nan = (_any(kind, values) for kind in (torch.isposinf, torch.isneginf, torch.isnan))
+            mean.masked_fill_(up, math.inf).masked_fill_(down, -math.inf).masked_fill_(nan | (up & down), math.nan)
+            round_into(mean, result)
 
     def skip(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
         """Write the mean of what is finite, element by element, with shares renewed; NaN where nothing is."""
-        finite = [row.isfinite() for row in rows.values]
-        total = torch.zeros(len(out), dtype=torch.float64)
-        for mask, share in zip(finite, shares, strict=True):
-            total.add_(mask, alpha=share)
-        _mean_of(rows.values, finite, shares, total, out)
+        for values, result in _narrowed(rows.values, out):
+            total = torch.zeros(len(result), dtype=torch.float64)
+            for value, share in zip(values, shares, strict=True):
+                total.add_(value.isfinite(), alpha=share)
+            round_into(_mean_of_finite(values, shares, total, out.dtype), result)
 
 
-def _mean_of(
-    values: Sequence[Tensor], finite: Sequence[Tensor], shares: Sequence[int], total: int | Tensor, out: Tensor
-) -> None:
+def _narrowed(values: Sequence[Tensor], out: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Rows and result in slices of which copies may be made: what they take does not grow with the rows."""
+    width = max(COPIED // len(values), 1)
+    for start in range(0, len(out), width):
+        yield [value[start : start + width] for value in values], out[start : start + width]
+
+
+def _mean_of_finite(values: Sequence[Tensor], shares: Sequence[int], total: int | Tensor, dtype: torch.dtype) -> Tensor:
     """The sum over the finite values only, divided by `total`."""
-    zero = {value.dtype: torch.tensor(-0.0, dtype=value.dtype) for value in values}
-    cleaned = [torch.where(mask, value, zero[value.dtype]) for value, mask in zip(values, finite, strict=True)]
-    _mean(cleaned, [float(row.abs().amax()) for row in cleaned], shares, total, out)
+    cleaned = [torch.where(value.isfinite(), value, 0.0) for value in values]
+    peaks = [float(row.abs().amax()) for row in cleaned]
+    if _bound(peaks, shares) < LARGEST_SUM:
+        return _mean(cleaned, peaks, shares, total, dtype)
+    scaled = [row.double().div_(SCALE) for row in cleaned]
+    return _mean(scaled, [peak / SCALE for peak in peaks], shares, total, dtype).mul_(SCALE)
+
+
+def _bound(peaks: Sequence[float], shares: Sequence[int]) -> float:
+    """What no sum of the rows exceeds, in whatever order."""
+    return sum(peak * share for peak, share in zip(peaks, shares, strict=True))
 
 
 def _mean(
-    values: Sequence[Tensor], peaks: Sequence[float], shares: Sequence[int], total: int | Tensor, out: Tensor
-) -> None:
-    direct = sum(shares) <= DIRECT_LIMIT and all(value.dtype == torch.float16 for value in values)
-    divide_into(exact_sum(values, peaks, shares), total, out, direct=direct)
+    values: Sequence[Tensor], peaks: Sequence[float], shares: Sequence[int], total: int | Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The mean, fit to be rounded once more, to `dtype`."""
+    if sum(shares) >= DIVISOR_LIMIT:
+        raise UnmergeableValues(
+            f"the shares of this mean have the common denominator {sum(shares):,}, and it is exact only below "
+            f"{DIVISOR_LIMIT:,}; use composites whose numbers of members have more divisors in common"
+        )
+    return divide(add_exactly(values, peaks, shares, dtype), total, dtype)
 
 
-def _any(masks: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(torch.logical_or, masks)
+def _any(kind: Callable[[Tensor], Tensor], values: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.logical_or, map(kind, values))

@@ -35,19 +35,20 @@ def _output(output: Output) -> Iterator[str]:
     size = f"{si_bytes(output.layout.size)}, {len(output.layout.tensors):,} tensors"
     yield f"{output.target.name} -> {output.path} ({size})"
     dtypes = dict(output.dtypes)
+    width = max(len(part.component) for part in output.target.parts) + 2
     for part in output.target.parts:
         written = f"written as {dtypes.get(part.component, 'nothing')}"
         if part.method == "copy":
-            yield f"  {part.component:<6}model {part.entries[0]} as it is, {written}"
+            yield f"  {part.component:<{width}}model {part.entries[0]} as it is, {written}"
             continue
         checkpoints = "" if len(part.shares) == len(part.entries) else f" ({len(part.shares)} checkpoints)"
-        yield f"  {part.component:<6}{part.method} of {len(part.entries)} models{checkpoints}, {written}"
+        yield f"  {part.component:<{width}}{part.method} of {len(part.entries)} model(s){checkpoints}, {written}"
         yield from _wrapped(" ".join(part.entries))
         yield from _wrapped(shares_in_words(part))
 
 
 def shares_in_words(part: Part) -> str:
-    """`1/14 each; 21 1/28; 22 3/28`: the share that most have, and those that have another."""
+    """`share 1/14 each, but 21 1/28, 22 3/28`: the share that an entry has, and who has another."""
     usual = Fraction(1, len(part.entries))
     others = [(id, share) for id, share in part.shares.items() if share != usual]
     others_in_words = ", ".join(f"{id} {share}" for id, share in others)
@@ -57,23 +58,35 @@ def shares_in_words(part: Part) -> str:
 
 
 def _cost(plan: Plan) -> Iterator[str]:
-    memory = plan.memory
     read, written = plan.bytes_read, plan.bytes_written
     yield f"read    {si_bytes(read)} of {len(plan.checkpoints)} file(s), each byte once"
     yield f"write   {si_bytes(written)} into {len(plan.outputs)} file(s)"
     yield f"work    {len(plan.strips):,} tensors in {plan.tiles:,} tiles, {len(plan.shards):,} shards"
+    if plan.shards:
+        yield from _lines(_memory(plan), "", INDENT)
+    yield f"time    about {(read + written) / 1e9:,.1f} s where the storage delivers 1 GB/s, half of it at 2 GB/s"
+
+
+def _memory(plan: Plan) -> str:
+    memory = plan.memory
     per_worker = plan.budget.reads_in_flight * (memory.block + memory.scratch)
-    yield (
+    return (
         f"memory  {si_bytes(per_worker)} per worker, {si_bytes(memory.projected)} for {plan.budget.workers} worker(s) "
         f"with {plan.budget.reads_in_flight} block(s) each, of {si_bytes(memory.allowed)} allowed; beside it every "
         "process has Python and torch (about 0.3 GB)"
     )
-    yield f"time    about {(read + written) / 1e9:,.1f} s where the storage delivers 1 GB/s, half of it at 2 GB/s"
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)
+    return _lines(text, INDENT, INDENT)
 
 
 def _item(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
+    return _lines(text, "  - ", "    ")
+
+
+def _lines(text: str, first: str, others: str) -> list[str]:
+    """Lines that break at spaces only: ids and file names stay whole, to be copied."""
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False, break_long_words=False
+    )

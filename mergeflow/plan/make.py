@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from mergeflow.errors import IncompatibleSources, MergeflowError, OverBudget
+from mergeflow.errors import FormatError, IncompatibleSources, MergeflowError, OverBudget
 from mergeflow.plan.agree import Agreement
 from mergeflow.plan.metadata import metadata
 from mergeflow.plan.plan import Cell, Memory, Output, Place, Plan, Strip
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
     from mergeflow.interfaces import Format
     from mergeflow.plan.agree import Wanted
-    from mergeflow.recipe.request import Recipe, Target
+    from mergeflow.plan.plan import Tile
+    from mergeflow.recipe.request import Budget, Recipe, Target
     from mergeflow.tensors import Checkpoint, Dtype
 
 
@@ -27,30 +29,32 @@ def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], format: Format,
     outputs. Pure: the same arguments give an equal plan anywhere.
     """
     indexed = {checkpoint.id: (index, checkpoint) for index, checkpoint in enumerate(checkpoints)}
-    problems: list[MergeflowError] = _one_file_twice(checkpoints)
-    found = Found()
     agreement = Agreement(indexed, recipe.architecture, recipe.policies)
+    problems: list[MergeflowError] = _one_file_twice(checkpoints)
+    notes: dict[str, list[str]] = defaultdict(list)
+    forbidden: dict[str, list[str]] = defaultdict(list)
     outputs: list[Output] = []
     rows: list[list[Wanted]] = []
     for target in recipe.targets:
         if any(id not in indexed for id in target.checkpoints()):
             continue  # why is told with the file that could not be read
         wanted, findings = agreement.settle(target)
-        found.add(target, [*_double_counts(target, recipe), *findings.notes], findings.problems)
-        layout = format.layout(
-            ((tensor.key, tensor.dtype, tensor.shape) for tensor in wanted),
-            metadata(target, recipe, wanted, indexed),
-        )
-        outputs.append(Output(target, f"{out}/{target.file}", layout, _written_as(wanted)))
+        for told, texts in ((notes, _double_counts(target, recipe) + findings.notes), (forbidden, findings.problems)):
+            for text in texts:
+                told[text].append(target.name)
+        try:
+            layout = format.layout(
+                ((tensor.key, tensor.dtype, tensor.shape) for tensor in wanted),
+                metadata(target, recipe, wanted, indexed),
+            )
+        except FormatError as error:
+            forbidden[str(error)].append(target.name)
+            continue
+        outputs.append(Output(target, f"{out.rstrip('/')}/{target.file}", layout, _written_as(wanted)))
         rows.append(wanted)
-    problems += [IncompatibleSources(text) for text in found.sentences(found.problems)]
+    problems += [IncompatibleSources(text) for text in _headed(forbidden)]
     strips = _strips(outputs, rows)
-    try:
-        memory = memory_for(strips, recipe.budget)
-        shards = cut(strips, memory)
-    except OverBudget as error:
-        problems.append(error)
-        memory, shards = Memory(recipe.budget.memory, 0, 0, 0), ()
+    memory, shards = _work(strips, recipe.budget, problems)
     return Plan(
         checkpoints=tuple(checkpoints),
         outputs=tuple(outputs),
@@ -59,28 +63,26 @@ def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], format: Format,
         memory=memory,
         budget=recipe.budget,
         nonfinite=recipe.policies.nonfinite,
-        strict_integers=recipe.policies.integers == "error",
-        notes=tuple(found.sentences(found.notes)),
+        strict_integers=True,  # where the first model decides, no other is a source
+        notes=tuple(_headed(notes)),
         problems=tuple(problems),
     )
 
 
-class Found:
-    """Notes and problems of all targets. Targets share lists, so most sentences hold for several of them."""
+def _headed(told: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each text once, headed by the targets that it concerns: they share lists, so most concern several."""
+    return [f"[{', '.join(targets)}] {text}" for text, targets in told.items()]
 
-    def __init__(self) -> None:
-        self.notes: dict[str, list[str]] = {}
-        self.problems: dict[str, list[str]] = {}
 
-    def add(self, target: Target, notes: Sequence[str], problems: Sequence[str]) -> None:
-        """Note what was found for `target`."""
-        for gathered, texts in ((self.notes, notes), (self.problems, problems)):
-            for text in texts:
-                gathered.setdefault(text, []).append(target.name)
-
-    def sentences(self, gathered: Mapping[str, Sequence[str]]) -> list[str]:
-        """Each text once, headed by the targets that it concerns."""
-        return [f"[{', '.join(names)}] {text}" for text, names in gathered.items()]
+def _work(
+    strips: Sequence[Strip], budget: Budget, problems: list[MergeflowError]
+) -> tuple[Memory, tuple[tuple[Tile, ...], ...]]:
+    try:
+        memory = memory_for(strips, budget)
+    except OverBudget as error:
+        problems.append(error)
+        return Memory(budget.memory, 0, 0, 0), ()
+    return memory, cut(strips, memory)
 
 
 def _strips(outputs: Sequence[Output], rows: Sequence[Sequence[Wanted]]) -> tuple[Strip, ...]:
@@ -89,26 +91,28 @@ def _strips(outputs: Sequence[Output], rows: Sequence[Sequence[Wanted]]) -> tupl
     for index, wanted in enumerate(rows):
         for tensor in wanted:
             alike.setdefault((tensor.key, tensor.shape), []).append((index, tensor))
-    strips = [_strip(key, users, outputs) for (key, _), users in alike.items()]
-    strips.sort(key=lambda strip: (LAYOUT_ORDER[strip.cells[0].dtype], strip.key))
-    return tuple(strip for strip in strips if strip.elements)
+    strips = [_strip(users, outputs) for (_, shape), users in alike.items() if 0 not in shape]
+    return tuple(sorted(strips, key=lambda strip: (LAYOUT_ORDER[strip.cells[0].dtype], strip.key)))
 
 
-def _strip(key: str, users: list[tuple[int, Wanted]], outputs: Sequence[Output]) -> Strip:
-    infos = {source: info for _, tensor in users for source, info in tensor.sources}
-    ordered = sorted(infos, key=lambda source: (LAYOUT_ORDER[infos[source].dtype], source))
+def _strip(users: Sequence[tuple[int, Wanted]], outputs: Sequence[Output]) -> Strip:
+    """The rows of one key, and what each of its `users`, which are (index of the output, tensor), makes of them."""
+    infos = {source: info for _, tensor in users for source, info in zip(tensor.sources, tensor.infos, strict=True)}
+    ordered = sorted(infos)
+    ordered.sort(key=lambda source: LAYOUT_ORDER[infos[source].dtype])
     row_of = {source: row for row, source in enumerate(ordered)}
     places: dict[tuple[str, Dtype, tuple[int, ...], tuple[int, ...]], list[Place]] = {}
     for index, tensor in users:
-        row_indices = tuple(row_of[source] for source, _ in tensor.sources)
+        row_indices = tuple([row_of[source] for source in tensor.sources])
         wanted = (tensor.method, tensor.dtype, row_indices, tensor.shares)
-        places.setdefault(wanted, []).append(Place(index, outputs[index].layout.tensors[key].begin))
+        places.setdefault(wanted, []).append(Place(index, outputs[index].layout.tensors[tensor.key].begin))
+    _, first = users[0]
     return Strip(
-        key=key,
-        elements=outputs[users[0][0]].layout.tensors[key].elements,
+        key=first.key,
+        elements=first.infos[0].elements,
         sources=tuple(ordered),
-        dtypes=tuple(infos[source].dtype for source in ordered),
-        offsets=tuple(infos[source].begin for source in ordered),
+        dtypes=tuple([infos[source].dtype for source in ordered]),
+        offsets=tuple([infos[source].begin for source in ordered]),
         cells=tuple(Cell(*wanted, tuple(at)) for wanted, at in places.items()),
     )
 
@@ -139,12 +143,14 @@ def _double_counts(target: Target, recipe: Recipe) -> list[str]:
     """Composites that stand beside their own members: right by the letter, and rarely meant."""
     notes = []
     for part in target.parts:
+        reached: dict[str, list[str]] = defaultdict(list)
         for entry in part.entries:
-            members = recipe.models.members(entry)
-            beside = [id for id in members if id in part.entries] if members != (entry,) else []
-            notes += [
-                f"{part.component}: {id} is listed beside {entry}, of which it is a member; it has "
-                f"{float(part.shares[id] * len(part.entries)):g} shares of {len(part.entries)}"
-                for id in beside
-            ]
+            for id in recipe.models.members(entry):
+                reached[id].append(entry)
+        notes += [
+            f"{part.component}: model {id} counts more than once, by {' and '.join(entries)}; it has "
+            f"{float(part.shares[id] * len(part.entries)):g} shares of {len(part.entries)}"
+            for id, entries in reached.items()
+            if len(entries) > 1
+        ]
     return notes

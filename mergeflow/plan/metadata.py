@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mergeflow.plan.agree import Wanted
+    from mergeflow.recipe.modelset import ModelSet
     from mergeflow.recipe.request import Recipe, Target
     from mergeflow.tensors import Checkpoint
 
@@ -39,12 +40,11 @@ def metadata(
     # A web UI that copies metadata parses every value that starts with a brace and then cannot save it again
     # (webui #10460); JSON may start with a space, and then it stays text.
     made["mergeflow"] = " " + _json(described)
-    return made
+    return {key: _writable(value) for key, value in made.items()}
 
 
 def describe(target: Target, recipe: Recipe) -> dict[str, Any]:
     """The recipe of one target as plain data: what it is made of, by which shares and under which policies."""
-    entries = {entry for part in target.parts for entry in part.entries}
     policies = recipe.policies
     return {
         "mergeflow": __version__,
@@ -66,8 +66,19 @@ def describe(target: Target, recipe: Recipe) -> dict[str, Any]:
             }
             for part in target.parts
         },
-        "composites": {id: list(members) for id, members in recipe.models.composites.items() if id in entries},
+        "composites": _composites([entry for part in target.parts for entry in part.entries], recipe.models),
     }
+
+
+def _composites(entries: list[str], models: ModelSet) -> dict[str, list[str]]:
+    """The members of every composite that `entries` lead to, directly or through another."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        id = models.find(entry)
+        if id in models.composites and id not in found:
+            found[id] = list(models.composites[id])
+            found |= _composites(found[id], models)
+    return found
 
 
 def _lineage(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -76,10 +87,13 @@ def _lineage(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _parsed(source: Mapping[str, str]) -> Any:
+    """The recipe that a source tells of itself, or None: sources come from anywhere, and say anything."""
     try:
-        return json.loads(source.get("sd_merge_recipe", "null"))
-    except ValueError:
+        found = json.loads(source.get("sd_merge_recipe", "null"))
+        _json(found)
+    except (ValueError, RecursionError):
         return None
+    return found
 
 
 def _name(path: str) -> str:
@@ -87,4 +101,9 @@ def _name(path: str) -> str:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _writable(text: str) -> str:
+    """File names need not be text; what UTF-8 cannot write becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -113,9 +113,7 @@ class Plan:
     @property
     def bytes_read(self) -> int:
         """Bytes of tensors that the run reads, each once."""
-        return sum(
-            strip.elements * sum(dtype.itemsize for dtype in strip.dtypes) for strip in self.strips if strip.elements
-        )
+        return sum(strip.elements * sum(dtype.itemsize for dtype in strip.dtypes) for strip in self.strips)
 
     @property
     def bytes_written(self) -> int:

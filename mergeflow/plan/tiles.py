@@ -1,7 +1,7 @@
 """Tiles, shards and memory: how the work is cut so that it fits the budget and can be shared out.
 
-A tile is as long as its block allows: with more models the rows get shorter, never the memory larger. Shards
-do not depend on how many workers there are.
+A tile is as long as its block allows: with more models the rows get shorter, never the memory larger. How the work
+is cut depends on the strips and on the size of a block, and on nothing else; what is written does not even on these.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SHORTEST_ROW = 4096
 """Elements; below this a merge is all bookkeeping, so a budget that asks for less is refused."""
 TILE_GRAIN = 4096
 """Elements; tiles end at multiples, so that most reads start on a page of a file whose tensors do."""
-PIECE = 16384
-"""Elements that are merged at a time, so that rows and sums stay in a core's own cache."""
-SCRATCH = 4 << 20
+PIECE = 32768
+"""Elements that are merged at a time: few enough for the caches, and many enough that threads seldom wait for the GIL."""
+SCRATCH = 8 << 20
 """Bytes of intermediate values beside a block: the sums of one piece in fp64 and the census of a few rows."""
 LARGEST_SHARD = 256 << 20
 """Bytes read and written: a shard is what is repeated when a worker fails."""
@@ -44,11 +44,11 @@ def memory_for(strips: Sequence[Strip], budget: Budget) -> Memory:
     room = budget.memory // threads - scratch
     least = max((_block(strip, min(strip.elements, SHORTEST_ROW)) for strip in strips), default=0)
     if room < least:
-        needed = threads * (least + scratch)
         raise OverBudget(
-            f"executor.memory allows {si_bytes(budget.memory)} for {threads} blocks, but {threads} blocks of "
-            f"{max((len(strip.sources) for strip in strips), default=0)} models need at least {si_bytes(needed)}; "
-            "raise executor.memory, or lower executor.workers or executor.reads_in_flight"
+            f"executor.memory={si_bytes(budget.memory)} is too little for {threads} blocks of "
+            f"{max((len(strip.sources) for strip in strips), default=0)} models, which need at least "
+            f"{_rounded_up(threads * (least + scratch))}; raise it, or lower executor.workers={budget.workers} or "
+            f"executor.reads_in_flight={budget.reads_in_flight}"
         )
     block = max((_block(strip, _tile_length(strip, room)) for strip in strips), default=0)
     return Memory(budget.memory, threads, block, scratch)
@@ -62,11 +62,12 @@ def cut(strips: Sequence[Strip], memory: Memory) -> tuple[tuple[Tile, ...], ...]
     tiles: list[Tile] = []
     size = 0
     for index, strip in enumerate(strips):
+        width = strip.bytes_per_element
         length = _tile_length(strip, memory.block)
-        for start in range(0, strip.elements, length or 1):
+        for start in range(0, strip.elements, length):
             stop = min(start + length, strip.elements)
             tiles.append(Tile(index, start, stop))
-            size += (stop - start) * strip.bytes_per_element
+            size += (stop - start) * width
             if size >= wanted:
                 shards.append(tuple(tiles))
                 tiles, size = [], 0
@@ -76,7 +77,7 @@ def cut(strips: Sequence[Strip], memory: Memory) -> tuple[tuple[Tile, ...], ...]
 
 
 def _tile_length(strip: Strip, room: int) -> int:
-    """Elements of this strip's tiles when a block may have `room` bytes."""
+    """Elements of this strip's tiles when a block may have `room` bytes, which are enough for the shortest row."""
     slack = ROW_ALIGNMENT * (len(strip.sources) + len(strip.cells))
     widest = max(dtype.itemsize for dtype in strip.dtypes)
     longest = min((room - slack) // strip.bytes_per_element, LONGEST_READ // widest)
@@ -84,12 +85,18 @@ def _tile_length(strip: Strip, room: int) -> int:
         return strip.elements
     tiles = -(-strip.elements // longest)
     even = -(-strip.elements // tiles)
-    return min(-(-even // TILE_GRAIN) * TILE_GRAIN, max(longest // TILE_GRAIN * TILE_GRAIN, 1))
+    return min(-(-even // TILE_GRAIN), longest // TILE_GRAIN) * TILE_GRAIN
 
 
 def _block(strip: Strip, length: int) -> int:
     """Bytes of a block for tiles of `length` elements."""
     return length * strip.bytes_per_element + ROW_ALIGNMENT * (len(strip.sources) + len(strip.cells))
+
+
+def _rounded_up(count: int) -> str:
+    """`count` bytes, 1 kB or more, for a person who will type them: what is shown is never too little."""
+    shown = 10 ** ((len(str(count)) - 1) // 3 * 3 - 2)
+    return si_bytes(count + -count % shown)
 
 
 def _widened(strip: Strip) -> int:

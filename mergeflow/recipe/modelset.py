@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mergeflow.errors import ConfigError, MergeflowError, SelectionError, raise_all
@@ -16,7 +17,7 @@ from mergeflow.recipe.ids import natural, nearest, normal
 from mergeflow.tensors import some
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 ID_PLACE = "{id}"
 
@@ -32,19 +33,17 @@ class ModelSet:
     place: str = ""
     """Where the set came from, for messages."""
 
-    def __post_init__(self) -> None:
-        names = (*self.paths, *self.composites)
-        object.__setattr__(self, "_spelling", {normal(name): name for name in names})
+    def __contains__(self, id: str) -> bool:
+        """Whether there is such a checkpoint or composite, however the id is spelled."""
+        return normal(id) in self._spelling
 
     def find(self, id: str) -> str:
         """The id as the set spells it; raises `SelectionError` naming the nearest one."""
-        spelling: dict[str, str] = self._spelling  # type: ignore[attr-defined]
-        try:
-            return spelling[normal(id)]
-        except KeyError:
+        if id not in self:
             raise SelectionError(
-                f"'{id}' is not in {self.place or 'the model set'}{nearest(id, spelling.values())}"
-            ) from None
+                f"'{id}' is not in {self.place or 'the model set'}{nearest(id, self._spelling.values())}"
+            )
+        return self._spelling[normal(id)]
 
     def shares(self, entries: Iterable[str]) -> dict[str, Fraction]:
         """The exact share of every checkpoint when all `entries` have equal shares.
@@ -63,14 +62,22 @@ class ModelSet:
         """The checkpoints that `id` stands for: itself, or what its composite leads to."""
         return tuple(self.shares([id]))
 
-    def _divide(self, id: str, share: Fraction, above: tuple[str, ...]) -> Iterable[tuple[str, Fraction]]:
+    @cached_property
+    def _spelling(self) -> Mapping[str, str]:
+        return {normal(id): id for id in (*self.paths, *self.composites)}
+
+    def _divide(self, id: str, share: Fraction, above: tuple[str, ...]) -> Iterator[tuple[str, Fraction]]:
         if id in above:
-            raise ConfigError(f"composite '{id}' contains itself, by way of {', '.join(above)}")
+            raise ConfigError(f"composite '{id}' contains itself: {' > '.join((*above, id))}")
         if id not in self.composites:
             yield id, share
             return
         members = self.composites[id]
         for member in members:
+            if member not in self:
+                raise SelectionError(
+                    f"composite '{id}' has the member '{member}', which is not in {self.place or 'the model set'}"
+                )
             yield from self._divide(self.find(member), share / len(members), (*above, id))
 
 
@@ -84,7 +91,7 @@ def model_set(
     """The set made of the paths in `names` whose file name matches `pattern`, of `files`, and of `composites`.
 
     In `pattern`, `{id}` stands for the id and `*` for anything: `_x{id}-*.safetensors`. All problems are
-    raised together: an id with two files, a composite without members or with unknown ones.
+    raised together: an id with two files, a composite that is a file too, or has no members, or one twice.
     """
     matcher = _matcher(pattern)
     seen = sorted(names)
@@ -100,7 +107,7 @@ def model_set(
         what = f"none of its {len(seen):,} files matches '{pattern}'" if seen else "it holds no files"
         example = f" ('{seen[0].rpartition('/')[2]}' is one of them)" if seen else ""
         problems.append(ConfigError(f"no models in {place}: {what}{example}; set models.dir or models.pattern"))
-    problems += _twice(found)
+    problems += _twice(found, composites)
     made = ModelSet(dict(found), {id: tuple(members) for id, members in composites.items()}, place)
     problems += _composite_problems(made)
     raise_all(problems)
@@ -116,26 +123,27 @@ def _matcher(pattern: str) -> re.Pattern[str]:
     return re.compile(text, re.DOTALL)
 
 
-def _twice(found: list[tuple[str, str]]) -> list[MergeflowError]:
+def _twice(found: Iterable[tuple[str, str]], composites: Iterable[str]) -> Iterator[MergeflowError]:
+    """Ids that stand for more than one thing. `05` and `5` are one id."""
     by_id: dict[str, list[str]] = {}
     for id, path in found:
         by_id.setdefault(normal(id), []).append(path)
-    return [
-        ConfigError(f"id '{id}' has {len(paths)} files: {some(paths)}; rename or remove all but one")
-        for id, paths in by_id.items()
-        if len(paths) > 1
-    ]
+    for id, paths in by_id.items():
+        if len(paths) > 1:
+            yield ConfigError(f"id '{id}' has {len(paths)} files: {some(paths)}; rename or remove all but one")
+    first: dict[str, str] = {}
+    for composite in composites:
+        if normal(composite) in by_id:
+            yield ConfigError(f"'{composite}' is both a file and a composite; rename the composite")
+        other = first.setdefault(normal(composite), composite)
+        if other != composite:
+            yield ConfigError(f"composites '{other}' and '{composite}' have the same id; rename one")
 
 
-def _composite_problems(models: ModelSet) -> list[MergeflowError]:
+def _composite_problems(models: ModelSet) -> Iterator[MergeflowError]:
     """A composite may name models that this collection lacks: that matters only to who selects it."""
-    problems: list[MergeflowError] = []
-    checkpoints = {normal(id) for id in models.paths}
     for id, members in models.composites.items():
-        if normal(id) in checkpoints:
-            problems.append(ConfigError(f"'{id}' is both a file and a composite; rename the composite"))
         if not members:
-            problems.append(ConfigError(f"composite '{id}' has no members"))
+            yield ConfigError(f"composite '{id}' has no members")
         if len({normal(member) for member in members}) != len(members):
-            problems.append(ConfigError(f"composite '{id}' names a member twice: {', '.join(members)}"))
-    return problems
+            yield ConfigError(f"composite '{id}' names a member twice: {', '.join(members)}")

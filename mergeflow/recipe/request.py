@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from mergeflow.errors import ConfigError, MergeflowError, raise_all
+from mergeflow.errors import ConfigError, MergeflowError, SelectionError, raise_all
 from mergeflow.recipe.ids import nearest
 from mergeflow.recipe.modelset import ModelSet, model_set
 from mergeflow.recipe.selection import parse_selection
 from mergeflow.tensors import OUTPUT_DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from fractions import Fraction
 
     from mergeflow.recipe.architecture import Architecture
@@ -165,45 +165,21 @@ def resolve(request: Request, names: Iterable[str]) -> Recipe:
 
 
 def _target(wanted: TargetRequest, request: Request, models: ModelSet) -> Target:
-    problems: list[MergeflowError] = []
-    components = request.architecture.components
     where = f"target '{wanted.name}'"
-    for name in wanted.components:
-        if name not in components:
-            problems.append(
-                ConfigError(
-                    f"{where} names the component '{name}', which arch '{request.architecture.name}' does not have"
-                    f"{nearest(name, components)} (it has {', '.join(components)})"
-                )
-            )
-    dtype = wanted.dtype or request.dtype
-    if dtype not in OUTPUT_DTYPES:
-        problems.append(ConfigError(f"{where} has dtype '{dtype}'; choose one of {', '.join(OUTPUT_DTYPES)}"))
-    if "/" in wanted.file or not wanted.file.endswith(".safetensors"):
-        problems.append(
-            ConfigError(f"{where} has file '{wanted.file}'; give a name ending in .safetensors, and out=DIR")
-        )
-    if request.policies.missing == "base" and wanted.base is None:
-        problems.append(
-            ConfigError(f"keys.missing=base needs target.{wanted.name}.base=ID, the model to take them from")
-        )
-    if request.policies.missing != "base" and wanted.base is not None:
-        problems.append(
-            ConfigError(f"{where} has a base, which only keys.missing=base uses; leave one or add the other")
-        )
-    named: dict[str, str | None] = {"keys_from": wanted.keys_from, "base": wanted.base}
+    problems = list(_contradictions(wanted, where, request))
     parts = []
-    for component in components:
-        asked = wanted.components.get(component, PartRequest(wanted.selection))
-        if asked == PartRequest():
-            continue
+    for component in request.architecture.components:
+        asked = wanted.components.get(component)
+        if asked is None and wanted.selection is None:
+            continue  # the output does without it
         try:
-            parts.append(_part(component, asked, where, request, models))
+            parts.append(_part(component, asked or PartRequest(wanted.selection), where, request, models))
         except MergeflowError as error:
             problems.append(error)
-    for role, id in named.items():
+    single: dict[str, str | None] = {}
+    for role, id in (("keys_from", wanted.keys_from), ("base", wanted.base)):
         try:
-            named[role] = None if id is None else models.find(id)
+            single[role] = None if id is None else _checkpoint(id, models)
         except MergeflowError as error:
             problems.append(ConfigError(f"{where}, {role}: {error}"))
     if not parts and not problems:
@@ -211,26 +187,60 @@ def _target(wanted: TargetRequest, request: Request, models: ModelSet) -> Target
             ConfigError(f"{where} has no components; give it selection=NAME or components.NAME.selection=NAME")
         )
     raise_all(problems)
-    return Target(wanted.name, wanted.file, dtype, tuple(parts), named["keys_from"], named["base"])
+    dtype = wanted.dtype or request.dtype
+    return Target(wanted.name, wanted.file, dtype, tuple(parts), single["keys_from"], single["base"])
+
+
+def _contradictions(wanted: TargetRequest, where: str, request: Request) -> Iterator[MergeflowError]:
+    """What is wrong with a target, whatever models there are."""
+    components, missing = request.architecture.components, request.policies.missing
+    for name in wanted.components:
+        if name not in components:
+            yield ConfigError(
+                f"{where} names the component '{name}', which arch '{request.architecture.name}' does not have"
+                f"{nearest(name, components)} (it has {', '.join(components)})"
+            )
+    dtype = wanted.dtype or request.dtype
+    if dtype not in OUTPUT_DTYPES:
+        yield ConfigError(f"{where} has dtype '{dtype}'; choose one of {', '.join(OUTPUT_DTYPES)}")
+    if "/" in wanted.file or not wanted.file.endswith(".safetensors"):
+        yield ConfigError(f"{where} has file '{wanted.file}'; give a name ending in .safetensors, and out=DIR")
+    if missing == "base" and wanted.base is None:
+        yield ConfigError(f"keys.missing=base needs target.{wanted.name}.base=ID, the model to take them from")
+    if missing != "base" and wanted.base is not None:
+        yield ConfigError(f"{where} has a base, which only keys.missing=base uses; leave one or add the other")
 
 
 def _part(component: str, asked: PartRequest, where: str, request: Request, models: ModelSet) -> Part:
+    where = f"{where}, {component}"
     if (asked.selection is None) == (asked.model is None):
-        raise ConfigError(f"{where}, {component}: give either selection=NAME or model=ID")
+        raise ConfigError(f"{where}: give either selection=NAME or model=ID")
     if asked.model is not None:
         try:
             shares = models.shares([asked.model])
         except MergeflowError as error:
-            raise ConfigError(f"{where}, {component}: {error}") from error
+            raise ConfigError(f"{where}: {error}") from error
         return Part(component, (models.find(asked.model),), shares, "copy" if len(shares) == 1 else request.method)
     lists, name = request.selections, str(asked.selection)
     if name not in lists:
         raise ConfigError(
-            f"{where}, {component}: there is no selection '{name}'{nearest(name, lists)} (there is "
-            f"{', '.join(lists) or 'none'}); choose another group with selection=, or add +selection.{name}=..."
+            f"{where}: there is no selection '{name}'{nearest(name, lists)} (there is {', '.join(lists) or 'none'}); "
+            f"choose another group with selection=, or add +selection.{name}=..."
         )
     entries = parse_selection(name, lists[name], models)
-    return Part(component, entries, models.shares(entries), request.method)
+    try:
+        shares = models.shares(entries)
+    except MergeflowError as error:
+        raise SelectionError(f"selection '{name}': {error}") from error
+    return Part(component, entries, shares, request.method)
+
+
+def _checkpoint(id: str, models: ModelSet) -> str:
+    """The id of one checkpoint; raises `UsageError` for a composite too."""
+    found = models.find(id)
+    if found in models.composites:
+        raise ConfigError(f"'{found}' is a composite of {', '.join(models.composites[found])}; name one model")
+    return found
 
 
 def _same_file(targets: Sequence[TargetRequest]) -> list[MergeflowError]:

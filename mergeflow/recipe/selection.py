@@ -10,8 +10,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from mergeflow.errors import SelectionError
-from mergeflow.recipe.ids import normal
+from mergeflow.errors import MergeflowError, SelectionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from mergeflow.recipe.modelset import ModelSet
 
 _PLACEHOLDER = re.compile(r"-{2,}")
-_COUNT = re.compile(r"=\s*(\d+)\s*$")
-_ALL = re.compile(r"all(?:\s+but\s+(?P<but>.+))?", re.IGNORECASE | re.DOTALL)
+_COUNT = re.compile(r"(?P<rest>.*)=\s*(?P<count>[0-9]{1,9})", re.DOTALL)
+_ALL_BUT = re.compile(r"all\s+but\b", re.IGNORECASE)
 
 
 def parse_selection(name: str, written: str | Sequence[object], models: ModelSet) -> tuple[str, ...]:
@@ -29,59 +28,89 @@ def parse_selection(name: str, written: str | Sequence[object], models: ModelSet
     `name` is what the list is called in messages. Raises one `SelectionError` that shows the list and says
     everything that is wrong with it: an unknown id, an id twice, a count that differs, no id at all.
     """
-    shown = written if isinstance(written, str) else ", ".join(str(item) for item in written)
-    items, count = _items(name, written)
-    wanted = _ALL.fullmatch(items[0]) if isinstance(written, str) and items else None
-    if wanted is None and isinstance(written, str):
-        items = [item.strip() for item in items[0].split(",")] if items else []
-        wanted = None
-    problems: list[str] = []
-    if wanted:
-        left_out = [item.strip() for item in wanted["but"].split(",")] if wanted["but"] else []
-        out = {normal(id) for id in _listed(left_out, models, problems)}
-        ids = [id for id in models.paths if normal(id) not in out]
+    reading = _Reading(models)
+    if isinstance(written, str):
+        shown = written.strip()
+        ids, count = reading.from_text(shown)
     else:
-        ids = _listed(items, models, problems)
-    if not ids and not problems:
-        problems.append("it selects no model")
+        shown = ", ".join(str(item) for item in written)
+        ids, count = reading.from_list(written)
+    problems = reading.problems
     if count is not None and count != len(ids):
         problems.append(f"it says ={count}, but selects {len(ids)}")
+    elif not ids and not problems:
+        problems.append("it selects no model")
     if problems:
-        raise SelectionError(f"selection '{name}': {'; '.join(problems)}; the list is: {shown.strip() or '(empty)'}")
+        raise SelectionError(f"selection '{name}': {'; '.join(problems)}; the list is: {shown or '(empty)'}")
     return tuple(ids)
 
 
-def _items(name: str, written: str | Sequence[object]) -> tuple[list[str], int | None]:
-    """A text stays one item until it is known not to be `all but ...`; the count is taken off its end."""
-    if isinstance(written, str):
-        items = [written.strip()]
-    else:
+class _Reading:
+    """One list while it is being read, and what is wrong with it."""
+
+    def __init__(self, models: ModelSet) -> None:
+        self.models = models
+        self.problems: list[str] = []
+
+    def from_text(self, written: str) -> tuple[list[str], int | None]:
+        """The ids in a text, and the count that it ends with."""
+        but = _ALL_BUT.match(written)
+        items = written[but.end() if but else 0 :].split(",")
+        items[-1], count = self._counted(items[-1])
+        if but:
+            return self._all_but(items), count
+        if items[0].strip().lower() == "all" and len(items) == 1:
+            return list(self.models.paths), count
+        return self._ids([] if items == [""] else items), count
+
+    def from_list(self, written: Sequence[object]) -> tuple[list[str], int | None]:
+        """The ids in a list, whose last item may end with a count, or be one."""
+        items = []
         for item in written:
             if isinstance(item, bool) or not isinstance(item, str | int):
-                raise SelectionError(
-                    f"selection '{name}' holds {item!r}, which YAML does not read as text or a whole number; "
-                    "put the id into quotes"
-                )
-        items = [str(item).strip() for item in written]
-    match = _COUNT.search(items[-1]) if items else None
-    if match is None:
-        return [item for item in items if item or len(items) > 1], None
-    items[-1] = items[-1][: match.start()].strip()
-    return items if items[-1] else items[:-1], int(match[1])
+                self.problems.append(f"YAML reads {item!r} as neither text nor a whole number; put the id into quotes")
+            else:
+                items.append(str(item))
+        if not items:
+            return [], None
+        items[-1], count = self._counted(items[-1])
+        if count is not None and not items[-1]:
+            items.pop()
+        return self._ids(items), count
 
+    def _counted(self, item: str) -> tuple[str, int | None]:
+        """What stands before `=14`, and the 14, unless all of it is an id."""
+        counted = _COUNT.fullmatch(item.strip())
+        if counted is None or item in self.models:
+            return item, None
+        return counted["rest"].strip(), int(counted["count"])
 
-def _listed(items: Sequence[str], models: ModelSet, problems: list[str]) -> list[str]:
-    """The known ids among `items`; what is wrong with the others goes to `problems`."""
-    ids: list[str] = []
-    for item in items:
-        if _PLACEHOLDER.fullmatch(item):
-            continue
+    def _all_but(self, items: Sequence[str]) -> list[str]:
+        """All checkpoints, without those that are listed; a composite stands for its members."""
+        left_out: set[str] = set()
+        for id in self._ids(items):
+            try:
+                left_out.update(self.models.members(id))
+            except MergeflowError as error:
+                self.problems.append(str(error))
+        return [id for id in self.models.paths if id not in left_out]
+
+    def _ids(self, items: Sequence[str]) -> list[str]:
+        """The known ids among `items`; what is wrong with the others is a problem."""
+        ids = []
+        for item in map(str.strip, items):
+            if _PLACEHOLDER.fullmatch(item):
+                continue
+            try:
+                ids.append(self._id(item))
+            except SelectionError as error:
+                self.problems.append(str(error))
+        self.problems += [f"'{id}' is listed {times} times" for id, times in Counter(ids).items() if times > 1]
+        return ids
+
+    def _id(self, item: str) -> str:
         if not item:
-            problems.append("there is nothing between two commas (write -- for a model that is left out)")
-            continue
-        try:
-            ids.append(models.find(item))
-        except SelectionError as error:
-            problems.append(str(error))
-    problems += [f"'{id}' is listed {times} times" for id, times in Counter(ids).items() if times > 1]
-    return ids
+            raise SelectionError("a place is empty (write -- for a model that is left out)")
+        if "," in item and item not in self.models:
+            raise SelectionError(f"'{item}' is one item of a list; write its ids as items of their own")
+        return self.models.find(item)

@@ -1,0 +1,327 @@
+"""README.md and docs/ are run: every doctest, every command, every link, every name of an option.
+
+A block of commands is ```bash, or ```console where the output is shown too. Commands that call the program are run in
+a directory of their own, in which `demo` is the demo model set, `/data` and `/shared` are replaced, and the files that
+the same page shows are there. What shows no output is only planned. Shown output must appear, line by line and in
+order; `...` stands for anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import enum
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import mergeflow
+from mergeflow.config import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PATIENCE_SECONDS = 120
+AT_ONCE = 2
+
+PROGRAM = (("python", "launch.py"), ("mergeflow",), ("make", "demo"))
+"""What is run; `make demo` is what its recipe is."""
+OTHERS = ("git", "cd", "make", "pip", "export", "ls", "docker", "ray", "eval", "sha256sum", "PIP_EXTRA_INDEX_URL=...")
+"""What else the pages may tell people to type."""
+ONLY_TALK = ("--help", "--cfg", "--info", "-sc")
+"""With these the program merges nothing."""
+
+FENCE = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\((?!\w+:)(?P<file>[^)#\s]*)(?:#(?P<part>[^)\s]+))?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+CODE = re.compile(r"`([^`\n]+)`")
+ASSIGNMENT = re.compile(r"(?<![\w.=/{-])\+{0,2}(?P<name>[a-z_]+(?:\.[\w-]+)*)=(?P<value>\[[^]]*\]|[^\s`]*)")
+
+
+class Block(NamedTuple):
+    """One fenced block of a page."""
+
+    page: Path
+    line: int
+    kind: str
+    text: str
+
+    @property
+    def place(self) -> str:
+        """Where it is, for the name of a test."""
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+class Example(NamedTuple):
+    """One command of a block, and what it is said to print."""
+
+    place: str
+    page: Path
+    command: str
+    shown: tuple[str, ...]
+    code: int
+
+
+class Ended(NamedTuple):
+    """What a command printed, and its exit code."""
+
+    output: str
+    code: int
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text("utf-8")
+    for match in FENCE.finditer(text):
+        yield Block(page, text.count("\n", 0, match.start()) + 1, match["kind"], match["text"])
+
+
+def commands(block: Block) -> Iterator[Example]:
+    """The commands of a block, each with its output; `$ echo $?` prints the exit code of the one above."""
+    text = block.text.replace("\\\n", " ")
+    prompt = "$ " if block.kind == "console" else ""
+    found: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        if line.startswith(prompt) and line.strip() and not line.startswith("#"):
+            found.append((line.removeprefix(prompt).partition("  #")[0].strip(), []))
+        elif prompt and line.strip():
+            found[-1][1].append(line)
+    for index, (command, shown) in enumerate(found):
+        if command != "echo $?":
+            following = found[index + 1] if index + 1 < len(found) else ("", [])
+            code = int(following[1][0]) if following[0] == "echo $?" else 0
+            yield Example(block.place, block.page, command, tuple(shown), code)
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+COMMANDS = [example for block in BLOCKS if block.kind in ("bash", "console") for example in commands(block)]
+RUN = [example for example in COMMANDS if any(example.command.split()[: len(head)] == [*head] for head in PROGRAM)]
+
+
+def files_of(page: Path) -> dict[str, str]:
+    """The files that a page shows: blocks of YAML whose first line is a comment with their path."""
+    shown = {}
+    for block in blocks(page):
+        first, _, _ = block.text.partition("\n")
+        if block.kind == "yaml" and re.fullmatch(r"# [\w/-]+\.yaml", first):
+            shown[first.removeprefix("# ")] = block.text.replace(f"{first}\n", "", 1)
+    return shown
+
+
+def arguments_of(example: Example, data: Path) -> list[str]:
+    """What is run: the command as it is shown, planned where it shows no result, without Ray where it names none."""
+    words = shlex.split(re.sub(r"/(data|shared)/", f"{data}/", example.command))
+    if words == ["make", "demo"]:
+        return ["overwrite=true"]
+    arguments = words[2:] if words[0] == "python" else words[1:]
+    if any(word in ONLY_TALK for word in arguments):
+        return arguments
+    if not example.shown:
+        return [*arguments, *(["job=plan"] if "job=plan" not in arguments else [])]
+    return arguments if any("executor=" in word for word in arguments) else [*arguments, "executor=local"]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory, demo_dir: Path) -> Path:
+    """What the pages call `/data` and `/shared`: an SDXL collection, and a folder of other models."""
+    place = tmp_path_factory.mktemp("data")
+    (place / "sdxl").symlink_to(demo_dir)
+    (place / "llm").mkdir()
+    for number, name in enumerate("abc"):
+        layers = {f"model.layers.{layer}.weight": torch.full((64, 64), 2.0**number) for layer in range(4)}
+        embedding = {"model.embed_tokens.weight": torch.full((512, 64), float(number))}
+        tensors = {key: value.to(torch.bfloat16) for key, value in {**layers, **embedding}.items()}
+        save_file(tensors, place / "llm" / f"{name}.safetensors", metadata={"format": "pt"})
+    return place
+
+
+@pytest.fixture(scope="session")
+def ended(
+    tmp_path_factory: pytest.TempPathFactory, demo_dir: Path, data: Path
+) -> Iterator[dict[Example, Future[Ended]]]:
+    """All commands, two at a time: each spends most of its time in starting."""
+
+    def run(number: int, example: Example) -> Ended:
+        here = tmp_path_factory.mktemp(f"run{number}", numbered=False)
+        (here / "demo").symlink_to(demo_dir)
+        for name, text in files_of(example.page).items():
+            (here / name).parent.mkdir(parents=True, exist_ok=True)
+            (here / name).write_text(text.replace("/data/", f"{data}/"), "utf-8")
+        # Outputs stay with their command: several commands of a page write to the same directory.
+        arguments = [argument.replace(f"out={data}/", f"out={here}/") for argument in arguments_of(example, data)]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "launch.py"), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=here,
+            timeout=PATIENCE_SECONDS,
+        )
+        return Ended(done.stdout.replace(f"{here}/", "/data/").replace(f"{data}/", "/data/"), done.returncode)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {example: pool.submit(run, number, example) for number, example in enumerate(RUN)}
+
+
+@pytest.mark.parametrize("example", RUN, ids=lambda example: f"{example.place} {example.command[:60]}")
+def test_a_command_does_what_the_page_shows(example: Example, ended: dict[Example, Future[Ended]]) -> None:
+    output, code = ended[example].result()
+    assert code == example.code, output
+    lines = iter(plain(line) for line in output.splitlines())
+    for shown in map(plain, example.shown):
+        wanted = re.compile(".*".join(map(re.escape, shown.split("..."))))
+        assert any(wanted.search(line) for line in lines), f"'{shown}' does not appear, or not there, in:\n{output}"
+
+
+def plain(line: str) -> str:
+    """A line without its columns."""
+    return " ".join(line.split())
+
+
+@pytest.mark.parametrize("example", COMMANDS, ids=lambda example: f"{example.place} {example.command[:60]}")
+def test_a_page_tells_people_to_type_nothing_unknown(example: Example) -> None:
+    assert example in RUN or example.command.split()[0] in OTHERS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_examples_print_what_they_show(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Fences are no output: everything but the examples is made empty, and lines keep their numbers.
+    kept = [""] * (page.read_text("utf-8").count("\n") + 1)
+    for block in blocks(page):
+        if block.kind == "pycon":
+            lines = block.text.splitlines()
+            kept[block.line : block.line + len(lines)] = lines
+    test = doctest.DocTestParser().get_doctest("\n".join(kept), {}, page.name, str(page), 0)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.REPORT_NDIFF
+    told: list[str] = []
+    result = doctest.DocTestRunner(optionflags=flags).run(test, out=told.append)
+    assert result.failed == 0, "".join(told)
+    if page.name == "semantics.md":
+        assert result.attempted > 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = FENCE.sub("", page.read_text("utf-8"))
+    for match in LINK.finditer(text):
+        target = (page.parent / match["file"]).resolve() if match["file"] else page
+        assert target.exists(), match[0]
+        assert ROOT in (target, *target.parents), match[0]
+        if match["part"] and target.suffix == ".md":
+            assert match["part"] in {anchor(title) for title in HEADING.findall(target.read_text("utf-8"))}, match[0]
+
+
+def anchor(title: str) -> str:
+    """What a heading is called in a link."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+GROUPS = {
+    place.name: {file.stem for file in place.glob("*.yaml")} for place in (ROOT / "conf").iterdir() if place.is_dir()
+}
+TOP = {field.name: field for field in dataclasses.fields(schema.Config)}
+OPEN = {"selection", "target", "models.files", "models.composites"}
+"""Where users have names of their own."""
+TYPOS = {"executor.wokers"}
+"""What is mistyped on purpose."""
+
+
+def assignments(page: Path) -> Iterator[re.Match[str]]:
+    """Everything of the form name=value in the code of a page whose name begins as an option does."""
+    text = page.read_text("utf-8")
+    code = [*CODE.findall(FENCE.sub("", text)), *(block.text for block in blocks(page) if block.kind != "pycon")]
+    for part in code:
+        for match in ASSIGNMENT.finditer(part):
+            if match["name"].partition(".")[0] in TOP and match["value"]:
+                yield match
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_option_that_a_page_names_exists(page: Path) -> None:
+    own = {name.partition("/")[2].removesuffix(".yaml") for name in files_of(page)}
+    for match in assignments(page):
+        name, value = match["name"], match["value"]
+        if name in GROUPS:
+            for option in re.split(r"[\[\],]+", value.strip("[]'\",;:")):
+                assert option in GROUPS[name] or f"{name}/{option}" in own or option.isupper(), match[0]
+        elif not any(name.startswith(f"{place}.") for place in OPEN):
+            assert is_option(name) or name in TYPOS, match[0]
+
+
+def is_option(name: str) -> bool:
+    node: object = schema.Config()
+    for part in name.split("."):
+        if not hasattr(node, part):
+            return False
+        node = getattr(node, part)
+    return True
+
+
+POLICIES = {
+    "keys.missing": schema.Missing,
+    "keys.surplus": schema.Surplus,
+    "keys.integers": schema.Integers,
+    "nonfinite": schema.Nonfinite,
+    "dtype": schema.OutputDtype,
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [(option, value.value) for option, kind in POLICIES.items() for value in kind]
+)
+def test_every_policy_is_explained(option: str, value: str) -> None:
+    assert f"`{option}={value}`" in (ROOT / "docs" / "semantics.md").read_text("utf-8")
+
+
+def test_every_enum_of_the_schema_is_explained_or_chosen_by_a_group() -> None:
+    enums = {value for value in vars(schema).values() if isinstance(value, enum.EnumMeta) and value is not enum.Enum}
+    assert enums == {*POLICIES.values(), schema.Job, schema.MethodName, schema.ExecutorKind}
+
+
+def test_every_group_and_option_of_the_configs_is_in_the_guide() -> None:
+    guide = (ROOT / "docs" / "guide.md").read_text("utf-8")
+    missing = [
+        f"{group}={option}"
+        for group, options in GROUPS.items()
+        if group in TOP
+        for option in options
+        if not re.search(rf"`{option}`|{group}=\[?([\w,]+,)?{option}\b", guide)
+    ]
+    assert missing == []
+
+
+def test_every_decision_is_in_the_index_and_has_its_four_parts() -> None:
+    decisions = ROOT / "docs" / "decisions"
+    index = (decisions / "README.md").read_text("utf-8")
+    files = sorted(decisions.glob("[0-9]*.md"))
+    assert [file.name[:4] for file in files] == [f"{number:04}" for number in range(1, len(files) + 1)]
+    for file in files:
+        text = file.read_text("utf-8")
+        title = HEADING.findall(text)[0]
+        assert f"[{title}]({file.name})" in index
+        assert HEADING.findall(text)[1:] == ["Problem", "Choice", "Why not the others", "Consequences"], file.name
+        assert len(text.splitlines()) <= 45, file.name
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert mergeflow.__version__ in headings[:2]
+
+
+def test_the_image_is_built_from_the_constraints_in_the_order_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    made = re.findall(r"@\$\(PIP\) (.+)", makefile)
+    built = re.findall(r"pip install .*--constraint constraints\.txt (.+)", dockerfile)
+    assert made[:2] == ["torch", "--editable ."]
+    assert built == made[:2]

@@ -1,0 +1,148 @@
+"""Memory is projected, then held: what a run takes from the machine stays below what its plan has said.
+
+Measured in a process of its own, in which torch is warm: the highest resident set of the run, less what was resident
+before. It counts everything: blocks, scratch, receipts, threads, what allocators keep.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mergeflow.execute.local import LocalExecutor
+from mergeflow.merge import open_plan, run
+from mergeflow.plan.tiles import SCRATCH
+from mergeflow.recipe.request import Budget, Policies
+from tests.models import request, write_models
+
+if TYPE_CHECKING:
+    from mergeflow.recipe.request import Nonfinite
+
+MIB = 1 << 20
+ROOM = 6 * MIB
+"""What a block may take: little enough that every tensor here is cut into tiles."""
+BUDGET = Budget(workers=1, reads_in_flight=3, memory=3 * (SCRATCH + ROOM))
+BESIDE = 4 * MIB
+"""What the plan does not count: the buffer of the digest (1 MiB), stacks of threads, receipts, pages of code."""
+PROJECT = Path(__file__).parent.parent
+
+
+class Measured(NamedTuple):
+    """What a process says of its run."""
+
+    projected: int
+    taken: int
+    blocks: int
+
+
+def measure(models: Path, policy: Nonfinite = "error") -> Measured:
+    """Merge the models in a process of its own."""
+    command = [sys.executable, "-m", "tests.test_memory", str(models), policy]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return Measured(*map(int, done.stdout.split()))
+
+
+def probe(models: Path, policy: Nonfinite) -> Measured:
+    """In that process: warm up, look, merge, look again."""
+    model = {"w": torch.full((50,), torch.nan), "v": torch.ones(9).half()}
+    tiny = write_models(models / "tiny", {"a": model, "b": model})
+    warm(tiny, Policies(nonfinite="propagate"))
+    wanted = request(models, models / "out", policies=Policies(nonfinite=policy), budget=BUDGET)
+    plan = open_plan(wanted)
+    assert not plan.problems, plan.problems
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = status("VmRSS")
+    run(plan, LocalExecutor(BUDGET))
+    memory = plan.memory
+    return Measured(memory.projected, status("VmHWM") - before, memory.threads * memory.block)
+
+
+def warm(models: Path, policies: Policies) -> None:
+    wanted = request(models, models / "out", policies=policies, budget=BUDGET)
+    run(open_plan(wanted), LocalExecutor(BUDGET))
+
+
+def status(field: str) -> int:
+    """Bytes, from what the kernel tells of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+
+def models_of(directory: Path, count: int, elements: int, *dtypes: torch.dtype, nans: int = 0, spread: int = 0) -> Path:
+    """So many models with one tensor each; every `nans`-th value is NaN, magnitudes differ by up to 10^`spread`."""
+    generator = torch.Generator().manual_seed(count)
+    noise = torch.randn(elements + count, generator=generator)
+    for index in range(count):
+        row = noise[index : index + elements].to(dtypes[index % len(dtypes)])
+        if spread:
+            row *= 10.0 ** torch.randint(-spread // 2, spread // 2, (elements,), generator=generator).double()
+        if nans:
+            row[index::nans] = torch.nan
+        write_models(directory, {f"{index:03}": {"w": row}})
+    return directory
+
+
+FEW, LARGE = 1 << 19, 1 << 23
+"""Elements: 1 MiB and 16 MiB in fp16. A tile of five models is at most 1.2 MiB long, one of a hundred 60 kB."""
+
+
+@pytest.mark.parametrize(
+    ("count", "elements"),
+    [
+        pytest.param(5, FEW, id="5-models"),
+        pytest.param(5, LARGE, id="5-models-with-a-large-tensor"),
+        pytest.param(100, FEW, id="100-models"),
+    ],
+)
+def test_a_run_takes_no_more_than_its_plan_projects(tmp_path: Path, count: int, elements: int) -> None:
+    measured = measure(models_of(tmp_path, count, elements, torch.float16))
+    assert measured.taken <= measured.projected + BESIDE
+    assert measured.projected <= BUDGET.memory
+    assert measured.taken > measured.blocks / 2, "so little cannot be what the run has taken"
+
+
+@pytest.mark.parametrize("policy", ["skip", "propagate"])
+def test_models_full_of_nan_in_mixed_dtypes_take_no_more_either(tmp_path: Path, policy: Nonfinite) -> None:
+    mixed = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    measured = measure(models_of(tmp_path, 80, 1 << 17, *mixed, nans=1000), policy)
+    assert measured.taken <= measured.projected + BESIDE
+    assert measured.projected <= BUDGET.memory
+
+
+def test_sums_in_as_many_words_as_there_are_take_no_more_either(tmp_path: Path) -> None:
+    measured = measure(models_of(tmp_path, 20, 1 << 19, torch.float64, spread=200))
+    assert measured.taken <= measured.projected + BESIDE
+    assert measured.projected <= BUDGET.memory
+
+
+def test_fp8_that_is_widened_takes_no_more_either(tmp_path: Path) -> None:
+    models_of(tmp_path, 60, 1 << 19, torch.float32)
+    for path in tmp_path.iterdir():
+        write_models(tmp_path, {path.stem: {"w": load_file(path)["w"].to(torch.float8_e4m3fn)}})
+    measured = measure(tmp_path)
+    assert measured.taken <= measured.projected + BESIDE
+    assert measured.projected <= BUDGET.memory
+
+
+def test_what_is_projected_does_not_depend_on_how_many_or_how_large_the_models_are(tmp_path: Path) -> None:
+    def projected(count: int, elements: int) -> int:
+        directory = models_of(tmp_path / f"{count}-{elements}", count, elements, torch.float16)
+        plan = open_plan(request(directory, tmp_path / "out", budget=BUDGET))
+        assert plan.tiles > 1
+        return plan.memory.projected
+
+    known = [projected(5, FEW * 4), projected(5, FEW * 8), projected(50, FEW)]
+    # All fill the budget but for some kB of every row, since a tile ends at a multiple of 4,096 elements.
+    assert max(known) <= BUDGET.memory
+    assert min(known) > 0.9 * BUDGET.memory
+
+
+if __name__ == "__main__":
+    sys.stdout.write(" ".join(map(str, probe(Path(sys.argv[1]), sys.argv[2]))))  # type: ignore[arg-type]
