@@ -12,7 +12,7 @@ ENV PIP_NO_CACHE_DIR=1 \
 
 WORKDIR /app
 
-# torch first and by name, as in the Makefile; and before the sources, so that a change of them does not repeat it.
+# torch first, as in the Makefile; and before the sources, so that a change of them does not repeat it.
 ARG PIP_EXTRA_INDEX_URL=""
 COPY constraints.txt ./
 RUN pip install --constraint constraints.txt torch

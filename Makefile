@@ -20,7 +20,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# torch first and by name: left to the resolver, a wide range would draw a newer build with gigabytes of CUDA.
+# torch first and pinned: an open range draws whatever is newest, which may be gigabytes of CUDA. Where the pinned
+# version comes with CUDA too, PIP_EXTRA_INDEX_URL names an index with CPU builds (see PyTorch's installation page).
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing mergeflow into $(VENV) (once; torch and Ray take a minute)"

@@ -80,7 +80,8 @@ def run(
     """Carry out `plan`; `progress` is told the bytes read with every receipt.
 
     Raises what forbids the plan, and whatever the work meets. Either every output is there under its final name,
-    complete and synced, or none that this run wrote.
+    complete and synced, or none that this run wrote. (All are synced before the first is renamed; should the system
+    refuse to rename a later one, those before it are there, and whole.)
     """
     from mergeflow.execute.shard import Job
 

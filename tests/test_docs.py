@@ -130,7 +130,7 @@ def arguments_of(example: Example, data: Path) -> list[str]:
     return arguments if any("executor=" in word for word in arguments) else [*arguments, "executor=local"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, demo_dir: Path) -> Path:
     """What the pages call `/data` and `/shared`: an SDXL collection, and a folder of other models."""
     place = tmp_path_factory.mktemp("data")
@@ -144,7 +144,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, demo_dir: Path) -> Path:
     return place
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ended(
     tmp_path_factory: pytest.TempPathFactory, demo_dir: Path, data: Path
 ) -> Iterator[dict[Example, Future[Ended]]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mergeflow.config.convert import known_names
 from mergeflow.errors import ConfigError
@@ -37,8 +37,8 @@ _SAYINGS = (
         r"\1 is a number to YAML; write it in quotes",
     ),
     (
-        re.compile(r"Invalid type assigned: dict is not a subclass of (\w+)\..*"),
-        r"a whole \1 cannot be added on the command line; write it into a file of that group",
+        re.compile(r"Invalid type assigned: dict is not a subclass of .*"),
+        "what is new is added as a whole, in braces, as in '+target={NAME: {file: ..., selection: ...}}'",
     ),
     (
         re.compile(r"Ambiguous value for argument ('.*')"),
@@ -107,13 +107,13 @@ def _not_read(override: str) -> str:
 
 def _unknown_key(key: str, parent: object) -> str:
     """What to say of an option that does not exist; `parent` is where it would be."""
-    above = key.rpartition(".")[0]
-    names = [name for name in known_names() if name.count(".") == key.count(".")]
+    above, _, name = key.rpartition(".")
+    names = [known for known in known_names() if known.count(".") == key.count(".")]
     adding = ""
     if isinstance(parent, DictConfig):
-        names = [f"{above}.{name!s}" if above else str(name) for name in parent]
-        if above == "selection":
-            adding = f", +{key}=... adds it"
+        names = [f"{above}.{other!s}" if above else str(other) for other in parent]
+        if OmegaConf.get_type(parent) is dict:
+            adding = f"; +{key}=... adds it" if above == "selection" else f"; '+{above}={{{name}: ...}}' adds it"
     return f"there is no option '{key}' (--cfg job shows all{adding}){nearest(key, names)}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -39,6 +40,7 @@ LOST_AFTER_SECONDS = 1.0
 """How long to wait for a receipt before looking whether anyone asked to stop."""
 STOPS_WITHIN_SECONDS = 1.0
 """How long the last tiles may take once the run is given up; after that their processes are killed over them."""
+PROBE_SECONDS = 5.0
 CONTROL = "control"
 """The threads of an actor that are never busy with shards."""
 
@@ -163,6 +165,7 @@ class RayExecutor:
         if ray.is_initialized():
             return ray, False
         log.info("starting Ray" if embedded else f"joining the Ray cluster at {self._options.address}")
+        _probe(self._options.address)
         options: dict[str, Any] = {"address": self._options.address}
         if embedded:
             options |= {
@@ -177,7 +180,8 @@ class RayExecutor:
             ray.init(log_to_driver=False, configure_logging=False, logging_level=logging.ERROR, **options)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             where = "an embedded Ray" if embedded else f"the Ray cluster at {self._options.address}"
-            raise ExecutorError(f"cannot reach {where}: {error}; executor=local needs no Ray") from error
+            reason = " ".join(str(error).split())
+            raise ExecutorError(f"cannot reach {where}: {reason}; executor=local needs no Ray") from error
         except BaseException:
             ray.shutdown()  # interrupted half way: what has been started already must end with us
             raise
@@ -185,6 +189,19 @@ class RayExecutor:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, terminate)  # Ray puts its own in place, which would skip our end
         return ray, True
+
+
+def _probe(address: str) -> None:
+    """Whether anyone listens at `host:port`, which Ray would take minutes to find out."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), PROBE_SECONDS).close()
+        except OSError as error:
+            raise ExecutorError(
+                f"cannot reach the Ray cluster at {address}: {error.strerror or error}; start it there with "
+                f"`ray start --head --port={port}`, or choose executor.address=local"
+            ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -166,7 +166,8 @@ class Agreement:
         component = self._architecture.components[part.component]
         if component.open:
             chosen = next(iter(part.shares)) if target.keys_from is None else target.keys_from
-            return [(key, PLAIN) for key in self._header(chosen)]
+            keys = dict.fromkeys((*self._header(chosen), *component.keys))
+            return [(key, component.keys.get(key, PLAIN)) for key in keys]
         if target.keys_from is None:
             return component.keys.items()
         # Markers are looked at whatever the keys are: what they tell apart must never be averaged.

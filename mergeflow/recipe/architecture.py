@@ -48,7 +48,7 @@ class Component:
     name: str
     keys: Mapping[str, KeySpec] = field(repr=False)
     open: bool = False
-    """Whether it takes every key; `keys` is empty then."""
+    """Whether it takes every key; `keys` holds its markers then."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,8 @@ class _Builder:
     ) -> Component:
         tensors, layers, markers = tensors or {}, layers or {}, markers or {}
         is_open = ANY in tensors
-        if is_open and (len(tensors) > 1 or prefix or layers or markers):
-            self._problem(f"'{ANY}' takes every key, so nothing may stand beside it")
+        if is_open and (len(tensors) > 1 or prefix or layers):
+            self._problem(f"'{ANY}' takes every key, so nothing but markers may stand beside it")
         if not (tensors or layers):
             self._problem(f"it has neither tensors nor layers; name some, or give it '{ANY}'")
         for pattern, shape in tensors.items():

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from mergeflow.merge import Result
     from mergeflow.plan.plan import Output
 
-NARROWEST = 100
-"""Columns; a digest that is folded cannot be copied."""
+WIDEST = 10_000
+"""Columns; a path or a digest that is folded cannot be copied."""
 
 
 def summary(result: Result) -> str:
     """A table with one row for each fact of each target, and the run's own facts below."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True)
     for output, digest in zip(result.plan.outputs, result.digests, strict=True):
         table.add_row(output.target.name, output.path)
         table.add_row("", f"{si_bytes(output.layout.size)}, tensors' SHA-256 {digest}")
@@ -42,7 +42,7 @@ def summary(result: Result) -> str:
         table.add_row(
             "", f"{values:,} value(s) were not finite, in {len(result.tolerated)} tensor(s); see the manifest"
         )
-    console = Console(width=NARROWEST)
+    console = Console(width=WIDEST, color_system=None)
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -1,7 +1,11 @@
+"""The contract of executors, kept by two actors. That one actor makes the same files is shown in test_parity.py."""
+
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,19 +14,10 @@ from mergeflow.execute.ray import RayExecutor, RayOptions
 from mergeflow.recipe.request import Budget
 from tests.conformance.executor import TENSORS, ExecutorConformance, SlowStore
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-pytestmark = pytest.mark.usefixtures("ray")
+PROJECT = Path(__file__).parents[2]
 
 
-class TestOneActor(ExecutorConformance):
-    budget = Budget(workers=1, reads_in_flight=1, memory=1 << 28)
-
-    def make(self, budget: Budget) -> RayExecutor:
-        return RayExecutor(budget, RayOptions())
-
-
+@pytest.mark.usefixtures("ray")
 class TestTwoActors(ExecutorConformance):
     def make(self, budget: Budget) -> RayExecutor:
         return RayExecutor(budget, RayOptions())
@@ -41,3 +36,19 @@ class TestTwoActors(ExecutorConformance):
         with pytest.raises(ExecutorError, match=r"a worker process died .*lower executor.memory") as caught:
             list(self.receipts(self.job(models, "whole", deadly), range(TENSORS)))
         assert "\n" not in str(caught.value)
+
+
+NOBODY_THERE = """
+from mergeflow.execute.ray import RayExecutor, RayOptions
+from tests.models import SMALLEST
+next(RayExecutor(SMALLEST, RayOptions("127.0.0.1:1")).map(None, [0]))
+"""
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NOBODY_THERE], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=30
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("mergeflow.errors.ExecutorError: cannot reach the Ray cluster at 127.0.0.1:1: Connection")
+    assert "executor.address=local" in last

@@ -131,6 +131,22 @@ def test_skip_renews_shares_exactly() -> None:
     assert made["text.w"].shares == {"21": 1, "22": 3, "6": 2}  # sixths, of which there were eighths
 
 
+def test_renewed_shares_are_the_smallest_integers_too() -> None:
+    models = [checkpoint("a", without("text.w")), checkpoint("b", without("text.w")), checkpoint("c"), checkpoint("d")]
+    lists, composites = {"models": "z,c,d"}, {"z": ("a", "b")}
+    made = ingredients(planned(models, policies=SKIP, selections=lists, composites=composites))
+    assert made["text.b"].shares == {"a": 1, "b": 1, "c": 2, "d": 2}
+    assert made["text.w"].shares == {"c": 1, "d": 1}
+
+
+def test_the_base_has_the_exact_share_of_a_composite_that_lacks_the_tensor() -> None:
+    models = [checkpoint("a", without("text.w")), checkpoint("b"), checkpoint("c", without("text.w")), checkpoint("d")]
+    lists, composites = {"models": "z,c,d"}, {"z": ("a", "b")}
+    wanted = replace(SINGLE, base="d")
+    made = ingredients(planned(models, wanted, policies=BASE, selections=lists, composites=composites))
+    assert made["text.w"].shares == {"b": 1, "d": 5}  # sixths: two of its own, one of a, two of c
+
+
 def test_the_base_has_the_share_of_those_that_lack_the_tensor() -> None:
     models = [checkpoint("a"), checkpoint("b", without("text.w")), checkpoint("c", without("text.w"))]
     plan = planned(

@@ -200,6 +200,22 @@ def test_a_full_size_merge_has_enough_shards_for_many_workers() -> None:
     assert max(len(shard) for shard in shards) < 50
 
 
+def test_reads_are_as_long_as_helps_where_memory_allows() -> None:
+    work = [strip(EMBEDDING, [Dtype.F32])]
+    tiles = all_tiles(cut(work, memory_for(work, Budget(1, 1, 1024 * MIB))))
+    # Fewer would be longer than helps; so many are about equal.
+    assert len(tiles) == -(-EMBEDDING * 4 // LONGEST_READ)
+
+
+@pytest.mark.parametrize(("short", "tiles"), [(0, 1), (1, 2)])
+def test_a_tensor_whose_rows_fit_a_block_but_not_their_alignment_is_cut(short: int, tiles: int) -> None:
+    work = [strip(5000, [Dtype.F16] * 3)]
+    room = 5000 * 4 * 2 + 4 * ROW_ALIGNMENT - short
+    memory = memory_for(work, Budget(1, 1, SCRATCH + room))
+    assert len(all_tiles(cut(work, memory))) == tiles
+    assert memory.block <= room
+
+
 def test_no_work_needs_no_block() -> None:
     memory = memory_for([], Budget(1, 1, 64 * MIB))
     assert memory.block == 0

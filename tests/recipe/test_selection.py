@@ -146,6 +146,7 @@ def test_a_list_of_the_items_of_a_text_means_the_same(case: tuple[str, list[str]
         ("all but 03=3", "it says =3, but selects 11"),
         ("allbut 03", "'allbut 03' is not in /m"),
         ("all butter", "'all butter' is not in /m"),
+        ("all,05", "'all' is not in /m"),
         (f"all but {','.join(IDS)}", "it selects no model"),
     ],
     ids=repr,
@@ -200,5 +201,8 @@ def test_an_id_with_a_comma_can_be_an_item_of_a_list() -> None:
 
 def test_all_but_a_composite_whose_member_is_absent_is_refused() -> None:
     models = ModelSet({"17": "/m/17"}, {"09a": ("17", "18")}, "/m")
-    with pytest.raises(SelectionError, match="composite '09a' has the member '18', which is not in /m"):
+    with pytest.raises(SelectionError) as caught:
         parse_selection("te0", "all but 09a", models)
+    assert str(caught.value) == (
+        "selection 'te0': composite '09a' has the member '18', which is not in /m; the list is: all but 09a"
+    )
