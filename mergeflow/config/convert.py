@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from mergeflow.config import schema
 from mergeflow.errors import ConfigError, MergeflowError, raise_all
+from mergeflow.plan.tiles import SCRATCH
 from mergeflow.recipe.architecture import Architecture, architecture
 from mergeflow.recipe.request import Budget, ModelSource, PartRequest, Policies, Request, TargetRequest
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+USEFUL_BLOCK = 16 << 20
+"""Bytes; with smaller blocks more workers would read in smaller pieces, and no faster."""
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 
@@ -92,7 +95,12 @@ def to_source(models: schema.Models) -> ModelSource:
 def to_budget(executor: schema.Executor) -> Budget:
     """How many workers, reads and bytes; raises `ConfigError`."""
     problems: list[MergeflowError] = []
-    workers = len(os.sched_getaffinity(0)) if executor.workers is None else executor.workers
+    memory = 0
+    try:
+        memory = to_bytes(executor.memory)
+    except ConfigError as error:
+        problems.append(error)
+    workers = _as_many_as_help(executor, memory) if executor.workers is None else executor.workers
     for name, value in (("workers", workers), ("reads_in_flight", executor.reads_in_flight)):
         if value < 1:
             problems.append(ConfigError(f"executor.{name}={value} must be at least 1"))
@@ -100,13 +108,14 @@ def to_budget(executor: schema.Executor) -> Budget:
         problems.append(
             ConfigError(f"executor.address={executor.address} is for Ray, but executor.kind is local; use executor=ray")
         )
-    memory = 0
-    try:
-        memory = to_bytes(executor.memory)
-    except ConfigError as error:
-        problems.append(error)
     raise_all(problems)
     return Budget(workers, executor.reads_in_flight, memory)
+
+
+def _as_many_as_help(executor: schema.Executor, memory: int) -> int:
+    """As many workers as there are cores, but no more than `memory` has useful blocks for."""
+    each = max(executor.reads_in_flight, 1) * (SCRATCH + USEFUL_BLOCK)
+    return max(min(len(os.sched_getaffinity(0)), memory // each), 1)
 
 
 def to_bytes(text: str) -> int:

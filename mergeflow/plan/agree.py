@@ -78,19 +78,14 @@ class Findings:
 
     def __init__(self) -> None:
         self._lacking: dict[tuple[str, str, str, bool], list[str]] = defaultdict(list)
-        self._nowhere: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
         self._odd_shapes: dict[tuple[str, str], list[str]] = defaultdict(list)
         self.problems: list[str] = []
         self.notes: list[str] = []
 
     def lacking(self, models: Models, case: Case, consequence: str, *, fatal: bool) -> None:
-        """None of `models` has the key, others do; `consequence` is what follows, or what to do if that is `fatal`."""
+        """None of `models` has the key; `consequence` is what follows, or what to do if that is `fatal`."""
         for id in models.ids:
             self._lacking[id, case.component, consequence, fatal].append(case.key)
-
-    def nowhere(self, models: Models, case: Case) -> None:
-        """No model has the key."""
-        self._nowhere[case.component, models.ids].append(case.key)
 
     def differs(self, model: str, case: Case, how: str) -> None:
         """`model` has a tensor of another shape than most."""
@@ -105,11 +100,6 @@ class Findings:
             (self.problems if fatal else self.notes).append(
                 f"{component}: {len(absent):,} tensor(s) not in {some(models, 12)}: {some(list(absent), 2)}; "
                 f"{consequence}"
-            )
-        for (component, listed), keys in self._nowhere.items():
-            self.problems.append(
-                f"{component}: {len(keys):,} tensor(s) in none of the listed models ({some(list(listed), 12)}): "
-                f"{some(keys, 2)}; list models that have them, or choose the keys of the output by keys_from or arch"
             )
         for (model, component), differences in self._odd_shapes.items():
             self.problems.append(
@@ -191,7 +181,8 @@ class Agreement:
         if self._policies.missing == "base" and target.base is not None and not case.spec.optional:
             return self._completed(case, holders, others, target.base, findings)
         if not holders.ids:
-            findings.nowhere(others, case)
+            remedy = "list one that does, or choose the keys of the output by keys_from or arch"
+            findings.lacking(others, case, f"no listed model has them; {remedy}", fatal=True)
             return None
         if case.spec.optional or self._policies.missing == "skip":
             findings.lacking(others, case, "the others have its share", fatal=False)

@@ -41,8 +41,9 @@ def _output(output: Output) -> Iterator[str]:
         if part.method == "copy":
             yield f"  {part.component:<{width}}model {part.entries[0]} as it is, {written}"
             continue
+        models = f"{len(part.entries)} model{'' if len(part.entries) == 1 else 's'}"
         checkpoints = "" if len(part.shares) == len(part.entries) else f" ({len(part.shares)} checkpoints)"
-        yield f"  {part.component:<{width}}{part.method} of {len(part.entries)} model(s){checkpoints}, {written}"
+        yield f"  {part.component:<{width}}{part.method} of {models}{checkpoints}, {written}"
         yield from _wrapped(" ".join(part.entries))
         yield from _wrapped(shares_in_words(part))
 

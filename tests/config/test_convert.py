@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from mergeflow.config import schema
 from mergeflow.config.convert import UNITS, absolute, to_budget, to_bytes, to_config, to_request, to_source
 from mergeflow.errors import ConfigError, MergeflowError
+from mergeflow.plan.plan import Cell, Place, Strip
+from mergeflow.plan.tiles import memory_for
 from mergeflow.recipe.modelset import ModelSet
 from mergeflow.recipe.request import Budget, PartRequest, Policies, TargetRequest
 from mergeflow.recipe.selection import parse_selection
+from mergeflow.tensors import Dtype
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,7 +95,25 @@ def test_a_budget_is_what_was_asked_for() -> None:
 
 
 def test_there_are_as_many_workers_as_this_process_may_use_cores() -> None:
-    assert to_budget(executor(workers=None)).workers == len(os.sched_getaffinity(0))
+    assert to_budget(executor(workers=None, memory="1TiB")).workers == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("cores", [1, 8, 32, 128, 512])
+def test_there_are_never_so_many_workers_that_the_default_memory_has_no_blocks_for_them(
+    cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    budget = to_budget(schema.Executor(kind=schema.ExecutorKind.ray))
+    assert 1 <= budget.workers <= cores
+    assert budget.workers == cores or budget.workers >= 8
+    rows = tuple(range(257))
+    cell = Cell("uniform", Dtype.F16, rows, (1,) * 257, (Place(0, 0),))
+    memory = memory_for([Strip("key", 10**8, rows, (Dtype.F16,) * 257, rows, (cell,))], budget)
+    assert memory.projected <= budget.memory
+
+
+def test_there_is_one_worker_where_memory_is_short() -> None:
+    assert to_budget(executor(workers=None, memory="1MiB")).workers == 1
 
 
 @pytest.mark.parametrize(

@@ -306,13 +306,19 @@ def test_the_configs_that_come_with_mergeflow_are_read_as_they_are_written(optio
             "selection=octal",
             "mergeflow: octal.yaml, line 1: YAML does not read 010 as the id that it looks like, but as 8",
         ),
+        ("--config-name=mine", "mergeflow: mine.yaml, line 2: YAML does not read 0x10 as the id that it looks like"),
         ("models.files={5: /x}", "mergeflow: models.files.5: 5 is a number to YAML; write it in quotes"),
     ],
 )
 def test_a_mistake_ends_the_program_with_one_line_before_anything_is_made(
     typed: str, told: str, tmp_path: Path
 ) -> None:
-    own = written(tmp_path / "own", {"selection/broken": "te0: [\n", "selection/octal": "te0: 010\n"})
+    files = {
+        "selection/broken": "te0: [\n",
+        "selection/octal": "te0: 010\n",
+        "mine": "defaults: [config, _self_]\nselection: {te0: 0x10}\n",
+    }
+    own = written(tmp_path / "own", files)
     (own / "selection" / "latin.yaml").write_bytes(b"te0: \xff\n")
     command = [sys.executable, str(ROOT / "launch.py"), "-cd", str(own), typed]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

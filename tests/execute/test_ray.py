@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from mergeflow.errors import ExecutorError
 from mergeflow.execute.ray import RayExecutor, RayOptions
-from mergeflow.recipe.request import Budget
 from tests.conformance.executor import TENSORS, ExecutorConformance, SlowStore
+
+if TYPE_CHECKING:
+    from mergeflow.recipe.request import Budget
 
 PROJECT = Path(__file__).parents[2]
 

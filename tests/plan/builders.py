@@ -36,8 +36,8 @@ TOY = architecture(
 )
 """Two components with everything that a component can have."""
 
-OPEN = architecture("any", "keep", {}, {"all": {"tensors": {"*": None}}})
-"""One component that takes every key."""
+OPEN = architecture("any", "keep", {}, {"all": {"tensors": {"*": None}, "markers": {"v_pred": [0]}}})
+"""One component that takes every key, and knows one marker."""
 
 USUAL: dict[str, Shape] = {
     key: spec.shape or () for key, spec in TOY.usual_keys.items() if not (spec.optional or spec.integer)

@@ -191,8 +191,8 @@ def test_a_tensor_that_nobody_has_is_an_error_whatever_the_policy(policies: Poli
         assert problem.startswith("[made] text: 2 tensor(s) not in a, b: text.w, text.b; the base b lacks them too")
     else:
         assert problem == (
-            "[made] text: 2 tensor(s) in none of the listed models (a, b): text.w, text.b; list models that have "
-            "them, or choose the keys of the output by keys_from or arch"
+            "[made] text: 2 tensor(s) not in a, b: text.w, text.b; no listed model has them; list one that does, or "
+            "choose the keys of the output by keys_from or arch"
         )
 
 
@@ -200,7 +200,7 @@ def test_a_model_that_is_taken_as_it_is_must_have_the_component() -> None:
     models = [checkpoint("a"), checkpoint("pruned", without("image.w", "image.empty"))]
     wanted = replace(SINGLE, components={"image": PartRequest(model="pruned")})
     (problem,) = problems(planned(models, wanted, selections={"models": "a"}))
-    assert problem.startswith("[made] image: 2 tensor(s) in none of the listed models (pruned): image.w, image.empty;")
+    assert problem.startswith("[made] image: 2 tensor(s) not in pruned: image.w, image.empty; no listed model has")
 
 
 @pytest.mark.parametrize("policies", [Policies(), SKIP, BASE], ids=lambda policies: policies.missing)
@@ -232,6 +232,15 @@ def test_a_marker_that_some_models_lack_is_an_error_whatever_the_policy(
         "[made] image: the marker 'v_pred' is in b and not in a, c: models that predict v and models that predict "
         "epsilon must never be averaged; leave one kind out of the list"
     ]
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+@pytest.mark.parametrize("policies", [Policies(), SKIP], ids=lambda policies: policies.missing)
+def test_a_marker_that_some_models_lack_is_an_error_in_an_open_architecture(policies: Policies, first: str) -> None:
+    models = {"a": checkpoint("a", {"x": (2,)}), "b": checkpoint("b", {"x": (2,)} | V_PRED)}
+    listed = [models.pop(first), *models.values()]
+    (problem,) = problems(planned(listed, architecture=OPEN, policies=policies))
+    assert problem.startswith("[made] all: the marker 'v_pred' is in b and not in a: ")
 
 
 def test_a_marker_that_all_models_have_is_in_the_output() -> None:

@@ -30,16 +30,16 @@ def test_the_page_of_a_plan_that_can_be_carried_out() -> None:
         2 output(s) from 5 checkpoint(s)
 
         x17 -> /out/x17 base.safetensors ({base}, 4 tensors)
-          text   uniform of 4 model(s), written as F16
+          text   uniform of 4 models, written as F16
                 7 20 11a 22
                 share 1/4 each, but 21 1/8, 22 3/8
           image  model 25 as it is, written as F16
 
         x11c -> /out/x11c.safetensors ({nsfw}, 4 tensors)
-          text   uniform of 1 model(s) (2 checkpoints), written as F32
+          text   uniform of 1 model (2 checkpoints), written as F32
                 11a
                 share 21 1/2, 22 1/2
-          image  uniform of 1 model(s) (2 checkpoints), written as F32
+          image  uniform of 1 model (2 checkpoints), written as F32
                 11a
                 share 21 1/2, 22 1/2
 
@@ -89,8 +89,8 @@ def test_a_name_that_is_longer_than_a_line_stays_whole() -> None:
 
 
 def test_components_with_long_names_stand_apart_from_what_is_said_of_them() -> None:
-    assert "  text   uniform of 1 model(s)" in explain(planned([checkpoint("a")]))
-    assert "  all  uniform of 1 model(s)" in explain(planned([checkpoint("a")], architecture=OPEN))
+    assert "  text   uniform of 1 model" in explain(planned([checkpoint("a")]))
+    assert "  all  uniform of 1 model" in explain(planned([checkpoint("a")], architecture=OPEN))
 
 
 def test_a_component_says_all_dtypes_that_it_is_written_in() -> None:
@@ -101,7 +101,7 @@ def test_a_component_says_all_dtypes_that_it_is_written_in() -> None:
 def test_a_component_of_which_nothing_is_written_says_so() -> None:
     models = [checkpoint("a"), checkpoint("b", {"text.w": (2, 3), "text.b": (3,)})]
     page = explain(planned(models, policies=Policies()))
-    assert "  image  uniform of 2 model(s), written as nothing\n" in page
+    assert "  image  uniform of 2 models, written as nothing\n" in page
 
 
 @pytest.mark.parametrize(
