@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     ReadBytes = Callable[[int, int], bytes]
     """`read(offset, count)`: so many bytes of one file, all of which lie inside it."""
+
+
+SHARES_LIMIT = 1 << 26
+"""What the shares of one mean add up to less than, as integers: a quotient is exact only below (`methods.exact`)."""
 
 
 class Rows(NamedTuple):
@@ -99,7 +103,7 @@ class Draft(Protocol):
     """An output being written. It becomes a file only by `commit`."""
 
     address: str
-    """Where workers open it with `Store.writer`."""
+    """Where workers open it with `Store.writer`, and what has been written is read back with `Store.reader`."""
 
     def sync(self) -> None:
         """Make durable what was written; raises `StorageError`."""
@@ -122,7 +126,7 @@ class Store(Protocol):
         ...
 
     def reader(self, path: str) -> Reader:
-        """Open a file for reading; raises `StorageError`."""
+        """Open a file, or a draft by its address, for reading; raises `StorageError`."""
         ...
 
     def draft(self, path: str, size: int) -> Draft:
@@ -156,10 +160,10 @@ class Executor(Protocol):
     startup_seconds: float
     """What the last `map` spent before its workers were ready."""
 
-    def map(self, job: Job, shards: Sequence[int]) -> Iterator[Receipt]:
+    def map(self, job: Job, shards: Sequence[int]) -> Generator[Receipt, None, None]:
         """Run `execute.shard.ShardWorker(job).run(shard)` for every shard, yielding receipts as they come.
 
-        The first error ends it: no further shard is begun, and when the iterator has raised no worker
-        writes any more. The same holds when the iterator is closed early.
+        The first error ends it: no further shard is begun, and when it has raised no worker
+        writes any more. The same holds when it is closed early.
         """
         ...

@@ -7,8 +7,11 @@ result = run(plan, executor)     # drafts, shards, receipts, commit
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,7 +25,7 @@ from mergeflow.storage.local import LocalStore, exists, free_bytes, list_files, 
 from mergeflow.tensors import Checkpoint, si_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from mergeflow.interfaces import Draft, Executor, Format, Receipt, Store
     from mergeflow.plan.plan import Plan
@@ -97,18 +100,16 @@ def run(
         coverage = Coverage(plan.outputs)
         digest = TrailingDigest(store, addresses, plan.outputs, coverage)
         receipts = []
-        for receipt in executor.map(Job(plan, store, addresses), range(len(plan.shards))):
-            coverage.add(receipt.spans)
-            digest.advance()
-            receipts.append(receipt)
-            progress(receipt.bytes_read)
+        with closing(executor.map(Job(plan, store, addresses), range(len(plan.shards)))) as made:
+            for receipt in made:
+                coverage.add(receipt.spans)
+                digest.advance()
+                receipts.append(receipt)
+                progress(receipt.bytes_read)
         coverage.check()
         digests = digest.result()
         _unchanged(plan, store)
-        for draft in drafts:
-            draft.sync()  # all are durable before any has its name
-        for draft in drafts:
-            draft.commit()
+        _commit(drafts)
     finally:
         if digest is not None:
             digest.stop()
@@ -116,6 +117,29 @@ def run(
             draft.discard()
     startup = executor.startup_seconds
     return Result(plan, tuple(digests), tuple(receipts), time.perf_counter() - began - startup, startup)
+
+
+def _commit(drafts: Sequence[Draft]) -> None:
+    """Give every draft its name. Once the first has its own, an interruption would leave some there and some not."""
+    for draft in drafts:
+        draft.sync()  # all are durable before any has its name
+    with _uninterrupted():
+        for draft in drafts:
+            draft.commit()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are not heard within; only the main thread can be interrupted by them at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _headers(recipe: Recipe, store: Store, format: Format) -> tuple[list[Checkpoint], list[MergeflowError]]:

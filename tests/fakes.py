@@ -73,7 +73,7 @@ class _File:
 
 
 class MemoryStore:
-    """Files in a dictionary. Drafts lie in another, under no name that a reader could find."""
+    """Files in a dictionary. Drafts lie in another, by their addresses."""
 
     def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
         self._files: dict[str, _File] = {}
@@ -114,8 +114,9 @@ class MemoryStore:
         return FileStat(len(file.data), file.mtime_ns, 0, file.inode)
 
     def reader(self, path: str) -> MemoryFile:
-        """A file, open for reading; it stays the file it was, whatever its name comes to mean."""
-        return MemoryFile(path, self._find(self._files, path), self._lock)
+        """A file or a draft, open for reading; it stays the file it was, whatever its name comes to mean."""
+        where = self._drafts if path in self._drafts else self._files
+        return MemoryFile(path, self._find(where, path), self._lock)
 
     def draft(self, path: str, size: int) -> MemoryDraft:
         """A draft of `size` zero bytes; a second for the same path is refused while the first is held."""

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,10 +33,11 @@ from mergeflow.execute.local import LocalExecutor
 from mergeflow.merge import open_plan, run
 from mergeflow.recipe.request import Budget, ModelSource, Policies, TargetRequest
 from mergeflow.storage.local import LocalDraft, LocalFile, LocalStore
+from tests.fakes import MemoryStore
 from tests.models import SMALLEST, merge, request, toy_models, toy_request, write_models
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from mergeflow.execute.shard import Job
     from mergeflow.interfaces import Receipt
@@ -100,6 +102,33 @@ def test_nothing_is_made_to_find_out_what_is_wrong(models: Path, out: Path) -> N
     plan = open_plan(request(models, out))
     assert plan.problems == ()
     assert not out.exists()
+
+
+def test_any_store_will_do(models: Path, out: Path) -> None:
+    files = {path.stem: str(path) for path in sorted(models.iterdir())}
+    on_disk = open_plan(request(models, out))
+    run(on_disk, LocalExecutor(SMALLEST))
+    store = MemoryStore({path: Path(path).read_bytes() for path in files.values()})
+    there = dataclasses.replace(request(models, out, overwrite=True), models=ModelSource(files=files))
+    run(open_plan(there, store), LocalExecutor(SMALLEST), store)
+    assert store.get(on_disk.outputs[0].path) == Path(on_disk.outputs[0].path).read_bytes()
+    assert store.drafts() == []
+
+
+def test_an_interruption_between_the_renames_comes_too_late(models: Path, out: Path) -> None:
+    class Interrupted(LocalDraft):
+        def commit(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            super().commit()
+
+    class Store(LocalStore):
+        def draft(self, path: str, size: int) -> LocalDraft:
+            return Interrupted(Path(path), size)
+
+    run(open_plan(two(models, out)), LocalExecutor(SMALLEST), Store())
+    assert names(out) == ["one.safetensors", "other.safetensors"]
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 # --- failure half way -----------------------------------------------------------------------------------------------
@@ -187,7 +216,7 @@ def test_an_executor_that_does_not_do_its_work_makes_no_file(
     models: Path, out: Path, shards: object, complaint: str
 ) -> None:
     class Careless(LocalExecutor):
-        def map(self, job: Job, all: Sequence[int]) -> Iterator[Receipt]:
+        def map(self, job: Job, all: Sequence[int]) -> Generator[Receipt, None, None]:
             return super().map(job, shards(list(all)))  # type: ignore[operator]
 
     plan = open_plan(two(models, out))

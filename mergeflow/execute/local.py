@@ -11,7 +11,7 @@ import torch
 from mergeflow.execute.shard import OpenFiles, ShardWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from mergeflow.execute.shard import Job
     from mergeflow.interfaces import Receipt
@@ -48,7 +48,7 @@ class LocalExecutor:
     def __init__(self, budget: Budget) -> None:
         self._threads = budget.workers * budget.reads_in_flight
 
-    def map(self, job: Job, shards: Sequence[int]) -> Iterator[Receipt]:
+    def map(self, job: Job, shards: Sequence[int]) -> Generator[Receipt, None, None]:
         """Run every shard, yielding receipts as they come; see `interfaces.Executor`."""
         crew = Crew(job)
         teams = torch.get_num_threads()

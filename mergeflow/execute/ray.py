@@ -24,7 +24,7 @@ from mergeflow.execute.local import Crew
 from mergeflow.execute.shard import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
     from types import ModuleType
 
     from mergeflow.execute.shard import Job
@@ -84,7 +84,7 @@ class RayExecutor:
         self._budget = budget
         self._options = options
 
-    def map(self, job: Job, shards: Sequence[int]) -> Iterator[Receipt]:
+    def map(self, job: Job, shards: Sequence[int]) -> Generator[Receipt, None, None]:
         """Run every shard, yielding receipts as they come; see `interfaces.Executor`."""
         began = time.perf_counter()
         ray, ours = self._connect()
@@ -117,7 +117,9 @@ class RayExecutor:
                 if ours:
                     ray.shutdown()
 
-    def _share_out(self, ray: ModuleType, actors: Sequence[Any], shards: Sequence[int]) -> Iterator[Receipt]:
+    def _share_out(
+        self, ray: ModuleType, actors: Sequence[Any], shards: Sequence[int]
+    ) -> Generator[Receipt, None, None]:
         """Each actor pulls: it has its reads in flight and one shard more, so that it never waits for the driver."""
         waiting = deque(shards)
         running: dict[Any, Any] = {}

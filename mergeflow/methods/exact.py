@@ -58,9 +58,7 @@ QUANTUM_ROWS = 4
 CUT_BITS = FP64_BITS - FP32_BITS
 CUT = (1 << CUT_BITS) - 1
 SPLIT = (1 << 27) - 1
-"""Clearing 27 of 53 bits leaves a factor whose product with an integer below 2^26 is exact in fp64."""
-DIVISOR_LIMIT = 1 << 26
-"""Shares and their sum stay below; see `SPLIT`."""
+"""Clearing 27 of 53 bits leaves a factor whose product with an integer below `SHARES_LIMIT` is exact in fp64."""
 BF16_SMALLEST_NORMAL, BF16_QUANTUM = 2.0**-126, 2.0**-133
 E4M3_ROUNDS_TO_LARGEST = 464.0
 """Above this a value is beyond `float8_e4m3fn`, which has no infinity; some versions of torch make 448 of it."""
@@ -88,7 +86,7 @@ def add_exactly(values: Sequence[Tensor], peaks: Sequence[float], shares: Sequen
     """The sum of `share * value` over rows of finite values, without rounding, in one word or more.
 
     `values` are 1-D, of one length, each fp16, bf16, fp32 or fp64; `peaks` are their largest magnitudes; shares and
-    their sum are below `DIVISOR_LIMIT`. `out` is what the mean will be rounded to. The sum is that of all words, the
+    their sum are below `SHARES_LIMIT`. `out` is what the mean will be rounded to. The sum is that of all words, the
     first of which is next to it. They live in this thread's scratch: they are gone with the next call.
     """
     bound = sum(peak * share for peak, share in zip(peaks, shares, strict=True))
@@ -243,7 +241,7 @@ def _settle(words: Words) -> None:
 def divide(words: Words, divisor: int | Tensor, out: torch.dtype) -> Tensor:
     """The sum of `words` (see `add_exactly`) over `divisor`, fit to be rounded once more, to `out`; in scratch.
 
-    `divisor` is below `DIVISOR_LIMIT`. The result is fp64, or fp32 where that is enough.
+    `divisor` is below `SHARES_LIMIT`. The result is fp64, or fp32 where that is enough.
     """
     if len(words) == 1:
         return words[0].div_(divisor.to(words[0].dtype) if isinstance(divisor, Tensor) else divisor)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mergeflow.errors import UnmergeableValues
-from mergeflow.methods.exact import DIVISOR_LIMIT, add_exactly, divide, round_into
+from mergeflow.methods.exact import add_exactly, divide, round_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -77,11 +76,6 @@ def _mean(
     values: Sequence[Tensor], peaks: Sequence[float], shares: Sequence[int], total: int | Tensor, dtype: torch.dtype
 ) -> Tensor:
     """The mean, fit to be rounded once more, to `dtype`."""
-    if sum(shares) >= DIVISOR_LIMIT:
-        raise UnmergeableValues(
-            f"the shares of this mean have the common denominator {sum(shares):,}, and it is exact only below "
-            f"{DIVISOR_LIMIT:,}; use composites whose numbers of members have more divisors in common"
-        )
     return divide(add_exactly(values, peaks, shares, dtype), total, dtype)
 
 

@@ -10,6 +10,7 @@ from itertools import compress
 from math import gcd, lcm
 from typing import TYPE_CHECKING, NamedTuple
 
+from mergeflow.interfaces import SHARES_LIMIT
 from mergeflow.recipe.architecture import KeySpec
 from mergeflow.tensors import OUTPUT_DTYPES, Dtype, some
 
@@ -126,6 +127,11 @@ class Agreement:
         asked: set[str] = set()
         for part in target.parts:
             listed = self._models(part)
+            if sum(listed.shares) >= SHARES_LIMIT:
+                findings.problems.append(
+                    f"{part.component}: the shares have the common denominator {sum(listed.shares):,}, and a mean is "
+                    f"exact only below {SHARES_LIMIT:,}; use composites whose numbers of members have more in common"
+                )
             for key, spec in self._keys(target, part):
                 asked.add(key)
                 case = Case(key, part.component, spec)

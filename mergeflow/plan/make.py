@@ -42,18 +42,16 @@ def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], format: Format,
         for told, texts in ((notes, _double_counts(target, recipe) + findings.notes), (forbidden, findings.problems)):
             for text in texts:
                 told[text].append(target.name)
+        tensors = ((tensor.key, tensor.dtype, tensor.shape) for tensor in wanted)
         try:
-            layout = format.layout(
-                ((tensor.key, tensor.dtype, tensor.shape) for tensor in wanted),
-                metadata(target, recipe, wanted, indexed),
-            )
+            layout = format.layout(tensors, metadata(target, recipe, wanted, indexed))
         except FormatError as error:
             forbidden[str(error)].append(target.name)
             continue
         outputs.append(Output(target, f"{out.rstrip('/')}/{target.file}", layout, _written_as(wanted)))
         rows.append(wanted)
-    problems += [IncompatibleSources(text) for text in _headed(forbidden)]
     strips = _strips(outputs, rows)
+    problems += map(IncompatibleSources, _headed(forbidden))
     memory, shards = _work(strips, recipe.budget, problems)
     return Plan(
         checkpoints=tuple(checkpoints),

@@ -27,7 +27,7 @@ SHORTEST_ROW = 4096
 TILE_GRAIN = 4096
 """Elements; tiles end at multiples, so that most reads start on a page of a file whose tensors do."""
 PIECE = 32768
-"""Elements that are merged at a time: few enough for the caches, and many enough that threads seldom wait for the GIL."""
+"""Elements merged at a time: few enough for a core's caches, and so many that threads seldom wait for the GIL."""
 SCRATCH = 8 << 20
 """Bytes of intermediate values beside a block: the sums of one piece in fp64 and the census of a few rows."""
 LARGEST_SHARD = 256 << 20

@@ -246,6 +246,14 @@ class StoreConformance(ABC):
         draft.commit()
         assert self.get(self.path("out")) == b"abcd"
 
+    def test_what_was_written_to_a_draft_can_be_read_back_at_its_address(self, store: Store) -> None:
+        draft = store.draft(self.path("out"), 4)
+        reader = store.reader(draft.address)
+        write(store, draft.address, b"ab", 1)
+        assert read(reader, 0, 4) == b"\0ab\0"
+        reader.close()
+        draft.discard()
+
     def test_a_path_can_be_drafted_again_after_commit_or_discard(self, store: Store) -> None:
         store.draft(self.path("out"), 2).commit()
         store.draft(self.path("out"), 3).discard()

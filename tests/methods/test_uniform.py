@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeflow.errors import UnmergeableValues
 from mergeflow.interfaces import Rows
 from mergeflow.methods.uniform import Uniform
 from tests.conformance.method import MethodConformance
@@ -61,13 +60,6 @@ def test_forty_two_times_2000_is_2000_in_fp16() -> None:
 def test_what_the_output_cannot_hold_is_not_finite(out: FloatFormat, value: float, becomes: str) -> None:
     values = [torch.tensor([value, 1.0], dtype=torch.float64)] * 2
     assert numbers(mean(values, out.dtype)) == [becomes, 1]
-
-
-def test_shares_too_many_to_divide_by_exactly_are_refused() -> None:
-    values = [torch.ones(2)] * 2
-    assert numbers(mean(values, torch.float32, [2**25, 2**25 - 1])) == [1, 1]
-    with pytest.raises(UnmergeableValues, match="common denominator 67,108,864"):
-        mean(values, torch.float32, [2**25, 2**25])
 
 
 @given(stacks([FP16, FP32], most=8), st.integers(2**22, 2**23 - 1), OUTS)

@@ -57,6 +57,17 @@ def test_shares_are_the_smallest_integers_in_their_proportion() -> None:
     assert ingredients(plan)["text.w"].shares == {"21": 1, "22": 3, "5": 2}
 
 
+def test_shares_beyond_what_can_be_divided_exactly_are_a_problem_of_the_plan() -> None:
+    depth, members = 10, 7  # the common denominator is 7^10
+    ids = [str(number) for number in range(members + (depth - 1) * (members - 1))]
+    composites = {"c0": tuple(ids[:members])}
+    for level in range(1, depth):
+        first = members + (level - 1) * (members - 1)
+        composites[f"c{level}"] = (f"c{level - 1}", *ids[first : first + members - 1])
+    plan = planned([checkpoint(id) for id in ids], selections={"models": f"c{depth - 1}"}, composites=composites)
+    assert any("the common denominator 282,475,249" in problem for problem in problems(plan))
+
+
 def test_an_open_architecture_takes_the_keys_of_the_first_model() -> None:
     models = [checkpoint("a", {"x": (2,), "y": (3,)}), checkpoint("b", {"y": (3,), "x": (2,), "z": (4,)})]
     plan = planned(models, architecture=OPEN)
