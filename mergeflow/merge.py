@@ -100,7 +100,7 @@ def run(
         coverage = Coverage(plan.outputs)
         digest = TrailingDigest(store, addresses, plan.outputs, coverage)
         receipts = []
-        with closing(executor.map(Job(plan, store, addresses), range(len(plan.shards)))) as made:
+        with closing(executor.map(Job(plan.for_workers(), store, addresses), range(len(plan.shards)))) as made:
             for receipt in made:
                 coverage.add(receipt.spans)
                 digest.advance()

@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from mergeflow.demo import DEMO_MODELS, Variant, collection, ensure_demo, values
 from mergeflow.demo.generate import layout_of, synthesize
-from mergeflow.errors import ConfigError
+from mergeflow.errors import ConfigError, StorageError
 from mergeflow.formats.safetensors import Safetensors
 from mergeflow.recipe.architecture import architecture
 from mergeflow.tensors import Dtype
@@ -344,12 +344,32 @@ def test_what_an_interrupted_run_made_is_kept(tmp_path: Path, sdxl: Architecture
     assert sorted(path.name for path in tmp_path.glob("_x*")) == set_of_three
 
 
-def test_other_files_in_the_directory_are_left_alone(
+def test_files_that_were_put_beside_the_set_are_left_alone(
     tmp_path: Path, sdxl: Architecture, set_of_three: list[str]
 ) -> None:
+    ensure_demo(tmp_path, sdxl, progress=Made())
     (tmp_path / "_x45-mine.safetensors").write_bytes(b"mine")
+    (tmp_path / set_of_three[0]).unlink()
     ensure_demo(tmp_path, sdxl, progress=Made())
     assert (tmp_path / "_x45-mine.safetensors").read_bytes() == b"mine"
+
+
+def test_a_folder_of_somebody_s_own_is_refused_and_left_as_it_is(
+    tmp_path: Path, sdxl: Architecture, set_of_three: list[str]
+) -> None:
+    (tmp_path / "_x01-mine.safetensors").write_bytes(b"mine")
+    with pytest.raises(StorageError, match=r"_x01-mine\.safetensors, and the demo model set would be made among them"):
+        ensure_demo(tmp_path, sdxl, progress=Made())
+    assert [path.name for path in tmp_path.iterdir()] == ["_x01-mine.safetensors"]
+
+
+def test_what_a_killed_run_left_without_an_index_is_no_reason_to_refuse(
+    tmp_path: Path, sdxl: Architecture, set_of_three: list[str]
+) -> None:
+    (tmp_path / f"{set_of_three[0]}.draft").write_bytes(b"half")
+    (tmp_path / set_of_three[1]).write_bytes(b"half")
+    assert ensure_demo(tmp_path, sdxl, progress=Made())
+    assert not (tmp_path / f"{set_of_three[0]}.draft").exists()
 
 
 def test_without_a_terminal_one_line_on_stderr_says_what_is_made(

@@ -24,6 +24,10 @@ _TEXTS = re.compile(
     re.DOTALL,
 )
 """Options whose values are text as it stands: paths and names of files, and lists of ids."""
+_PART = re.compile(
+    r"(?P<above>target\.[^=.]+\.components)\.(?P<name>[^=.]+)\.(?P<field>model|selection)=(?P<value>(?!null$).+)"
+)
+_NUMBERED = re.compile(r"\+{0,2}(?P<above>models\.(?:files|composites)|selection)\.(?P<name>\d[^=.]*)=(?P<value>.+)")
 _NOT_TEXT = re.compile(r"""['"].*|\$\{.*|\[.*\]|null|\?\?\?""", re.DOTALL)
 """Values that are quoted already, refer to another option, are lists or nothing."""
 _FILES = re.compile(r"path=file://(.*)")
@@ -51,21 +55,37 @@ _SAYINGS = (
 def quote_texts(arguments: Sequence[str]) -> list[str]:
     """Paths and lists as people type them: Hydra would take the commas of `selection.te0=05,11=2` for a sweep.
 
-    It would read `1_0` as ten, too, and not read `models.pattern=_x{id}.safetensors` at all. With `-m` commas do
-    separate alternatives, and nothing is changed.
+    It would read `1_0` as ten, too, and not read `models.pattern=_x{id}.safetensors` or `models.files.05=a` at all.
+    With `-m` commas do separate alternatives, and nothing is changed.
     """
     if {"-m", "--multirun"} & set(arguments):
         return list(arguments)
-    return [_quoted(argument) for argument in arguments]
+    return [_in_braces(argument) or _quoted(argument) for argument in arguments]
 
 
 def _quoted(argument: str) -> str:
     match = _TEXTS.fullmatch(argument)
-    if match is None or _NOT_TEXT.fullmatch(match["value"]):
-        return argument
+    return argument if match is None else f"{match['name']}={_text(match['value'])}"
+
+
+def _text(value: str) -> str:
+    """`value` in quotes, if it is a text that has none."""
+    if _NOT_TEXT.fullmatch(value):
+        return value
     # Only backslashes before a quote have a meaning to Hydra, and the last ones stand before the closing quote.
-    escaped = re.sub(r'(\\*)("|\Z)', lambda run: run[1] * 2 + (run[2] and '\\"'), match["value"])
-    return f'{match["name"]}="{escaped}"'
+    escaped = re.sub(r'(\\*)("|\Z)', lambda run: run[1] * 2 + (run[2] and '\\"'), value)
+    return f'"{escaped}"'
+
+
+def _in_braces(argument: str) -> str | None:
+    """What Hydra takes only in braces: a component that a target does not name yet, an id that begins with a digit."""
+    if part := _PART.fullmatch(argument):
+        other = {"model": "selection", "selection": "model"}[part["field"]]  # which this one replaces
+        return f"++{part['above']}={{{part['name']}: {{{part['field']}: {_text(part['value'])}, {other}: null}}}}"
+    if entry := _NUMBERED.fullmatch(argument):
+        name = entry["name"] if not entry["name"].isdigit() else f"0{entry['name']}"  # 05 is text to Hydra, 5 is not
+        return f"++{entry['above']}={{{name}: {_text(entry['value'])}}}"
+    return None
 
 
 def in_plain_words(error: Exception) -> ConfigError:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mergeflow.demo.catalogue import DEMO_MODELS, SEED
 from mergeflow.errors import StorageError
-from mergeflow.storage.local import LocalStore
-from mergeflow.tensors import si_bytes
+from mergeflow.storage.local import DRAFT_SUFFIX, LocalStore
+from mergeflow.tensors import si_bytes, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,13 +53,14 @@ def ensure_demo(
     """Make what is missing or damaged of the demo model set, and say whether anything was.
 
     Args:
-        directory: Where the set lies; other files in it are left alone.
+        directory: Where the set lies. One that holds other files, but no demo set, is refused: it is somebody's own.
         architecture: SDXL at full size.
         progress: Told after every model; without it, a bar is drawn on stderr if that is a terminal.
         workers: How many models are made at once; 0 is as many as help.
     """
     directory = Path(directory)
     stamp = _stamp(architecture)
+    _refuse_to_join_others(directory)
     recorded = _read_index(directory / INDEX, stamp)
     checked = ((model.filename, _checked(directory, model.filename, recorded)) for model in DEMO_MODELS)
     intact = {name: entry for name, entry in checked if entry is not None}
@@ -73,6 +74,19 @@ def ensure_demo(
             with suppress(OSError):
                 _write_index(directory / INDEX, stamp, intact)
     return bool(damaged)
+
+
+def _refuse_to_join_others(directory: Path) -> None:
+    """Somebody who names a folder of their own and no `models=` must not find 44 files more in it."""
+    if (directory / INDEX).exists() or not directory.is_dir():
+        return
+    ours = {model.filename for model in DEMO_MODELS}
+    others = sorted(path.name for path in directory.iterdir() if path.name.removesuffix(DRAFT_SUFFIX) not in ours)
+    if others:
+        raise StorageError(
+            f"{directory} holds {some(others, 2)}, and the demo model set would be made among them; for models of your "
+            "own choose models=round1, models=folder or models=files"
+        )
 
 
 def _make(

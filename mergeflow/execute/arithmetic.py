@@ -48,7 +48,7 @@ class Arithmetic:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._methods = methods(strict_integers=plan.strict_integers)
+        self._methods = methods()
         self._census = torch.empty(CENSUS_ROWS * PIECE, dtype=torch.int64)
 
     def merge(

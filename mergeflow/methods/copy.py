@@ -37,22 +37,15 @@ class Copy:
 
 
 class Agree:
-    """The value that all rows have; `RowsDiffer` if they do not. It counts by value: 2.0 agrees with the integer 2.
-
-    When it is not `strict`, the others are not looked at.
-    """
+    """The value that all rows have; `RowsDiffer` if they do not. It counts by value: 2.0 agrees with the integer 2."""
 
     name = "agree"
     takes_any_dtype = True
 
-    def __init__(self, strict: bool = True) -> None:
-        self.strict = strict
-
     def merge(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
-        """Write the first row into `out`, after all others were compared with it if this is strict."""
-        first, *others = rows.values
-        out.copy_(first)
-        for index, row in enumerate([first, *others] if self.strict else [first]):
+        """Write the first row into `out`, and compare every row with what was written."""
+        out.copy_(rows.values[0])
+        for index, row in enumerate(rows.values):
             same = _same(row, out)
             if not bool(same.all()):
                 at = int((~same).nonzero()[0])

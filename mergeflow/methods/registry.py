@@ -13,6 +13,6 @@ if TYPE_CHECKING:
     from mergeflow.interfaces import Method
 
 
-def methods(*, strict_integers: bool) -> Mapping[str, Method]:
-    """The methods of one run. `strict_integers` is whether integers that differ are an error."""
-    return {method.name: method for method in (Uniform(), Copy(), Agree(strict_integers))}
+def methods() -> Mapping[str, Method]:
+    """The methods of one thread."""
+    return {method.name: method for method in (Uniform(), Copy(), Agree())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergeflow.errors import FormatError, IncompatibleSources, MergeflowError, OverBudget
 from mergeflow.plan.agree import Agreement
@@ -61,7 +61,6 @@ def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], format: Format,
         memory=memory,
         budget=recipe.budget,
         nonfinite=recipe.policies.nonfinite,
-        strict_integers=True,  # where the first model decides, no other is a source
         notes=tuple(_headed(notes)),
         problems=tuple(problems),
     )
@@ -89,8 +88,19 @@ def _strips(outputs: Sequence[Output], rows: Sequence[Sequence[Wanted]]) -> tupl
     for index, wanted in enumerate(rows):
         for tensor in wanted:
             alike.setdefault((tensor.key, tensor.shape), []).append((index, tensor))
-    strips = [_strip(users, outputs) for (_, shape), users in alike.items() if 0 not in shape]
+    same: dict[tuple[object, ...], tuple[object, ...]] = {}
+    strips = [_shared(_strip(users, outputs), same) for (_, shape), users in alike.items() if 0 not in shape]
     return tuple(sorted(strips, key=lambda strip: (LAYOUT_ORDER[strip.cells[0].dtype], strip.key)))
+
+
+def _shared(strip: Strip, same: dict[tuple[object, ...], tuple[object, ...]]) -> Strip:
+    """`strip` with tuples that equal those of another replaced by them, so that a plan pickles each only once."""
+
+    def one(values: Any) -> Any:
+        return same.setdefault(values, values)
+
+    cells = tuple(cell._replace(rows=one(cell.rows), shares=one(cell.shares)) for cell in strip.cells)
+    return strip._replace(sources=one(strip.sources), dtypes=one(strip.dtypes), cells=cells)
 
 
 def _strip(users: Sequence[tuple[int, Wanted]], outputs: Sequence[Output]) -> Strip:

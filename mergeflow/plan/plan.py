@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
+
+from mergeflow.tensors import Header
 
 if TYPE_CHECKING:
     from mergeflow.errors import MergeflowError
@@ -104,11 +106,15 @@ class Plan:
     memory: Memory
     budget: Budget
     nonfinite: Nonfinite
-    strict_integers: bool
     notes: tuple[str, ...] = ()
     """What was tolerated or is odd, in sentences."""
     problems: tuple[MergeflowError, ...] = field(default=())
     """Why it cannot be carried out; empty for a plan that can."""
+
+    def for_workers(self) -> Plan:
+        """The same plan without what only planning needs: headers are megabytes, and every worker would load them."""
+        checkpoints = tuple(replace(one, header=Header({}, {}, one.header.digest)) for one in self.checkpoints)
+        return replace(self, checkpoints=checkpoints, outputs=(), notes=())
 
     @property
     def bytes_read(self) -> int:

@@ -80,7 +80,7 @@ def test_paths_and_lists_are_quoted_for_hydra(typed: str, handed_on: str) -> Non
         "out=???",
         "executor.workers=2",
         "target=[x17,x11c]",
-        "target.x17.components.vae.model=25",
+        "target.x17.components.vae.model=null",
         "models.files={a: /x}",
         "--cfg",
         "job",
@@ -88,6 +88,26 @@ def test_paths_and_lists_are_quoted_for_hydra(typed: str, handed_on: str) -> Non
 )
 def test_everything_else_is_left_as_it_is(typed: str) -> None:
     assert quote_texts([typed]) == [typed]
+
+
+@pytest.mark.parametrize(
+    ("typed", "handed_on"),
+    [
+        (
+            "target.x17.components.vae.model=05",
+            '++target.x17.components={vae: {model: "05", selection: null}}',
+        ),
+        (
+            "target.single.components.unet.selection=mine",
+            '++target.single.components={unet: {selection: "mine", model: null}}',
+        ),
+        ("models.files.05=/data/a b", '++models.files={005: "/data/a b"}'),
+        ("models.files.12a=/data/a", '++models.files={12a: "/data/a"}'),
+        ("+selection.2nd=05,06", '++selection={2nd: "05,06"}'),
+    ],
+)
+def test_what_hydra_takes_only_in_braces_is_put_into_them(typed: str, handed_on: str) -> None:
+    assert quote_texts([typed]) == [handed_on]
 
 
 @pytest.mark.parametrize("flag", ["-m", "--multirun"])

@@ -118,7 +118,7 @@ def test_one_target_alone_is_the_same_file_as_beside_the_other(
     merged: tuple[Path, subprocess.CompletedProcess[str]], demo: list[str], tmp_path: Path
 ) -> None:
     out, _ = merged
-    assert launch(*demo, "target=x17", "executor.memory=64MiB", cwd=tmp_path).returncode == 0
+    assert launch(*demo, "target=x17", "executor.memory=128MiB", cwd=tmp_path).returncode == 0
     assert (tmp_path / "out" / X17).read_bytes() == (out / X17).read_bytes()
 
 

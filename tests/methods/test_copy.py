@@ -28,9 +28,9 @@ def copied(row: Tensor, out: torch.dtype) -> Tensor:
     return made
 
 
-def agreed(values: Sequence[Tensor], out: torch.dtype, strict: bool = True) -> Tensor:
+def agreed(values: Sequence[Tensor], out: torch.dtype) -> Tensor:
     made = torch.empty(len(values[0]), dtype=out)
-    Agree(strict).merge(rows_of(values), [1] * len(values), made)
+    Agree().merge(rows_of(values), [1] * len(values), made)
     return made
 
 
@@ -140,20 +140,13 @@ def test_agree_sees_what_a_comparison_in_fp64_would_not(one: Tensor, other: Tens
     assert same_bits(agreed([one, one], one.dtype), one)
 
 
-@pytest.mark.parametrize("strict", [True, False], ids=["strict", "first"])
 @pytest.mark.parametrize("value", [2.998046875, math.nan, math.inf, 1e30])
-def test_a_value_that_is_no_integer_cannot_be_made_one(value: float, strict: bool) -> None:
+def test_a_value_that_is_no_integer_cannot_be_made_one(value: float) -> None:
     broken = torch.tensor([0.0, 1.0, value], dtype=torch.float64)
     with pytest.raises(RowsDiffer) as caught:
-        agreed([broken, torch.arange(3)], torch.int64, strict)
+        agreed([broken, torch.arange(3)], torch.int64)
     assert (caught.value.row, caught.value.element) == (0, 2)
     assert caught.value.value == value or math.isnan(value)
-
-
-def test_agree_that_is_not_strict_takes_the_first_row_whatever_the_others_hold() -> None:
-    first, other = torch.tensor([5.0, 6.0]), torch.tensor([7, 8])
-    assert agreed([first, other], torch.int64, strict=False).tolist() == [5, 6]
-    assert agreed([other, first], torch.int64, strict=False).tolist() == [7, 8]
 
 
 # --- conformance ----------------------------------------------------------------------------------------------------
