@@ -19,19 +19,24 @@ if TYPE_CHECKING:
 
 
 class Crew:
-    """The threads of one process that work on a job: each has a block of its own, all share the open files."""
+    """The threads of one process that work on a job: each has a block of its own, all share the open files.
 
-    def __init__(self, job: Job) -> None:
+    As many as there are `workers` merge at a time, while the others read and write: more would only take the
+    interpreter from each other, between one call to torch and the next.
+    """
+
+    def __init__(self, job: Job, workers: int) -> None:
         self.stopped = threading.Event()
         self._job = job
         self._files = OpenFiles(job)
         self._local = threading.local()
+        self._turns = threading.Semaphore(workers)
 
     def run(self, shard: int) -> Receipt:
         """Do one shard in the calling thread."""
         worker: ShardWorker | None = getattr(self._local, "worker", None)
         if worker is None:
-            worker = self._local.worker = ShardWorker(self._job, self._files, self.stopped.is_set)
+            worker = self._local.worker = ShardWorker(self._job, self._files, self.stopped.is_set, self._turns)
         return worker.run(shard)
 
     def close(self) -> None:
@@ -46,11 +51,12 @@ class LocalExecutor:
     startup_seconds = 0.0
 
     def __init__(self, budget: Budget) -> None:
+        self._workers = budget.workers
         self._threads = budget.workers * budget.reads_in_flight
 
     def map(self, job: Job, shards: Sequence[int]) -> Generator[Receipt, None, None]:
         """Run every shard, yielding receipts as they come; see `interfaces.Executor`."""
-        crew = Crew(job)
+        crew = Crew(job, self._workers)
         teams = torch.get_num_threads()
         torch.set_num_threads(1)  # these threads share the cores; a team of torch's own for each would be in the way
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mergeflow")

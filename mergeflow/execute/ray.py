@@ -57,7 +57,7 @@ class ShardActor:
     """A process of a cluster that works on shards, several at a time."""
 
     def __init__(self, job: Job) -> None:
-        self._crew = Crew(job)
+        self._crew = Crew(job, workers=1)
 
     def ready(self) -> bool:
         """Whether the actor is up."""

@@ -11,7 +11,7 @@ import resource
 import socket
 import threading
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from mergeflow.tensors import Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
     from mergeflow.interfaces import Reader, Store, Writer
     from mergeflow.plan.plan import Plan, Tile
@@ -83,12 +84,19 @@ class OpenFiles:
 
 
 class ShardWorker:
-    """One block of memory and the loop that fills it."""
+    """One block of memory and the loop that fills it; it merges when it has its `turn`."""
 
-    def __init__(self, job: Job, files: OpenFiles, stopped: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        job: Job,
+        files: OpenFiles,
+        stopped: Callable[[], bool] = lambda: False,
+        turn: AbstractContextManager[object] | None = None,
+    ) -> None:
         self._plan = job.plan
         self._files = files
         self._stopped = stopped
+        self._turn = turn or nullcontext()
         self._block = Block(job.plan.memory.block)
         self._arithmetic = Arithmetic(job.plan)
 
@@ -121,7 +129,8 @@ class ShardWorker:
             self._files.reader(source).read_into(self._block.view[row.begin : row.end], position)
         groups = list(self._block.groups(strip.dtypes, rows))
         outs = [self._block.row(cell.dtype, row) for cell, row in zip(strip.cells, results, strict=True)]
-        self._arithmetic.merge(strip, tile, groups, outs, tolerated)
+        with self._turn:
+            self._arithmetic.merge(strip, tile, groups, outs, tolerated)
         for cell, row in zip(strip.cells, results, strict=True):
             for place in cell.places:
                 begin = place.offset + tile.start * cell.dtype.itemsize
