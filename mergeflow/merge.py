@@ -66,12 +66,19 @@ def open_plan(request: Request, store: Store = LOCAL) -> Plan:
     sources that disagree, an output that exists) is in `plan.problems`, all of it.
     """
     format = Safetensors()
-    recipe = resolve(request, list_files(request.models.dir) if request.models.dir else [])
+    recipe = resolve(request, _files_of(request.models.dir))
     checkpoints, problems = _headers(recipe, store, format)
     plan = make_plan(recipe, checkpoints, format, request.out)
     problems += plan.problems
     problems += _output_problems(plan, request)
     return replace(plan, problems=tuple(problems))
+
+
+def _files_of(directory: str) -> list[str]:
+    try:
+        return list_files(directory) if directory else []
+    except StorageError as error:
+        raise StorageError(f"models.dir: {error}") from error
 
 
 def run(
