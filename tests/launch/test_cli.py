@@ -268,6 +268,23 @@ def test_an_interrupted_run_on_ray_leaves_no_draft_and_no_process(demo: list[str
     _wait_for(lambda: not _alive_in_session(process.pid))
 
 
+@pytest.mark.usefixtures("ray")
+def test_a_running_cluster_makes_the_same_file_and_is_left_running(
+    merged: tuple[Path, subprocess.CompletedProcess[str]], demo: list[str], tmp_path: Path
+) -> None:
+    import ray
+
+    out, _ = merged
+    address = ray.get_runtime_context().gcs_address
+    done = launch(
+        *demo, "executor=cluster", f"executor.address={address}", "executor.workers=2", "target=x17", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"joining the Ray cluster at {address}" in done.stderr
+    assert (tmp_path / "out" / X17).read_bytes() == (out / X17).read_bytes()
+    assert ray.get(ray.put("still there")) == "still there"
+
+
 def _alive_in_session(leader: int) -> list[str]:
     """The processes of the session that `leader` began, zombies aside."""
     listed = subprocess.run(["ps", "-s", str(leader), "-o", "stat=,args="], capture_output=True, text=True).stdout
