@@ -42,6 +42,8 @@ class Outcome:
 
     code = 0
     """The worst exit code."""
+    finished = 0
+    """How many jobs have all their outputs in place."""
     begun = False
     """Whether there was a job at all; until then whatever is raised is about what was typed."""
 
@@ -58,7 +60,8 @@ def main() -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)()
     except KeyboardInterrupt:
-        _fail("interrupted; no output was written", INTERRUPTED)
+        there = f"the outputs of {Outcome.finished} finished job(s) are there, and no other" if Outcome.finished else ""
+        _fail(f"interrupted; {there or 'no output was written'}", INTERRUPTED)
     except MergeflowError as error:
         _fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
@@ -120,6 +123,7 @@ def _merge(plan: Plan, executor: Executor, out: str) -> None:
 
     with MergeProgress(plan.bytes_read) as progress:
         result = run(plan, executor, progress=progress)
+        Outcome.finished += 1
     write_manifest(manifest(result, executor.name), out)
     show(summary(result))
 

@@ -252,6 +252,19 @@ def test_an_interrupted_run_leaves_nothing_and_returns_130_within_three_seconds(
     assert list(out.iterdir()) == []
 
 
+def test_an_interrupted_sweep_tells_what_it_has_finished(demo: list[str], tmp_path: Path) -> None:
+    alternatives = "selection.unet='01,02','01,06'"
+    process = subprocess.Popen(
+        command("-m", *demo, "target=x17", alternatives), stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    _wait_for(lambda: any((tmp_path / "out" / "1").glob("*.draft")), process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert "interrupted; the outputs of 1 finished job(s) are there, and no other" in errors
+    assert [path.name for path in (tmp_path / "out").rglob("*.safetensors")] == [X17]
+
+
 def test_an_interrupted_run_on_ray_leaves_no_draft_and_no_process(demo: list[str], tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(*demo, "executor=ray"), stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
