@@ -6,7 +6,7 @@ Each has a conformance suite in `tests/conformance/`; an implementation that pas
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -31,6 +31,32 @@ class Rows(NamedTuple):
     """1-D tensors of equal length, each in the dtype of its source (fp8 arrives widened to fp16, exactly)."""
     peaks: Sequence[float]
     """The largest magnitude in each row; not finite where the row holds a NaN or an infinity."""
+
+
+class Step(NamedTuple):
+    """One operation of a merge tree on one tensor, with every rounding spelled out.
+
+    It is computed in fp64 if an operand or `dtype` is fp64 and in fp32 otherwise, operands widened first (integers
+    are rounded to it), the result rounded to it once, and then once more to `dtype`. All rounding is half to even,
+    subnormal values are kept, and what is too large becomes infinite.
+
+        scale     x * factor
+        add       x + y
+        subtract  x - y
+        lerp      x + factor (y - x) by fused multiply-add, in fp32 only: with d = y - x rounded,
+                  fma(factor, d, x) where factor < 0.5, else fma(factor - 1, d, y)
+        round     x
+    """
+
+    operation: Literal["scale", "add", "subtract", "lerp", "round"]
+    operands: tuple[int, ...]
+    """x, or x and y: row n as n, register n as -1 - n."""
+    factor: float
+    """Exact in what is computed in; 1.0 where the operation has none."""
+    dtype: Dtype
+    """What the result is kept in."""
+    into: int
+    """The register that takes the result; it may be that of an operand."""
 
 
 class RowsDiffer(Exception):

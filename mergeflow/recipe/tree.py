@@ -1,0 +1,93 @@
+"""Merge trees: two checkpoints become one, which becomes one with another, until one is left.
+
+A tree is flat, so that a chain of hundreds needs no recursion: *places* count the leaves first and then the nodes,
+and every node comes after what it merges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+Formula = Literal["weighted_sum", "add_difference", "no_interpolation"]
+
+INPUTS = {"weighted_sum": 2, "add_difference": 3, "no_interpolation": 1}
+"""How many places each formula merges: A, B and C."""
+
+
+class Node(NamedTuple):
+    """One merge."""
+
+    name: str
+    inputs: tuple[int, ...]
+    """The places of A, B and C, as many as the formula takes."""
+    multiplier: float = 0.5
+    """M of `(1 - M) A + M B` (weighted sum) or of `A + M (B - C)` (add difference)."""
+    formula: Formula = "weighted_sum"
+    save_half: bool = True
+    """Whether what is fp32 is saved as fp16."""
+    bake: str | None = None
+    """The checkpoint whose VAE replaces that of the result."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Merges of merges of checkpoints."""
+
+    leaves: tuple[str, ...]
+    """Ids of checkpoints, in the order of the list; one may be several leaves."""
+    nodes: tuple[Node, ...]
+    """In the order in which their names count, inputs before what is made of them; the last one is the result."""
+
+    @property
+    def top(self) -> int:
+        """The place of the result; a tree without nodes is its only leaf."""
+        return len(self.leaves) + len(self.nodes) - 1
+
+    def node(self, place: int) -> Node | None:
+        """The node at `place`, or None for a leaf."""
+        return self.nodes[place - len(self.leaves)] if place >= len(self.leaves) else None
+
+    def name(self, place: int) -> str:
+        """What stands at `place`: the id of a checkpoint or the name of a node."""
+        return self.leaves[place] if place < len(self.leaves) else self.nodes[place - len(self.leaves)].name
+
+    @cached_property
+    def levels(self) -> tuple[int, ...]:
+        """The level of every place: 0 for a leaf, else one more than the highest of what is merged."""
+        found = [0] * len(self.leaves)
+        for node in self.nodes:
+            found.append(1 + max(found[place] for place in node.inputs))
+        return tuple(found)
+
+    @cached_property
+    def baked(self) -> tuple[str, ...]:
+        """The checkpoints whose VAE is baked in anywhere."""
+        return tuple(dict.fromkeys(node.bake for node in self.nodes if node.bake is not None))
+
+    def weights(self) -> dict[str, Fraction]:
+        """What every checkpoint contributes, were nothing rounded; multipliers are taken as the decimals they show."""
+        shares = [Fraction(0)] * (self.top + 1)
+        shares[self.top] = Fraction(1)
+        for place in range(self.top, len(self.leaves) - 1, -1):
+            for below, factor in self._factors(place):
+                shares[below] += shares[place] * factor
+        total: dict[str, Fraction] = {}
+        for id, share in zip(self.leaves, shares, strict=False):
+            total[id] = total.get(id, Fraction(0)) + share
+        return total
+
+    def _factors(self, place: int) -> Iterator[tuple[int, Fraction]]:
+        node = self.nodes[place - len(self.leaves)]
+        m = Fraction(repr(node.multiplier))
+        factors: Sequence[Fraction] = {
+            "weighted_sum": (1 - m, m),
+            "add_difference": (Fraction(1), m, -m),
+            "no_interpolation": (Fraction(1),),
+        }[node.formula]
+        return iter(zip(node.inputs, factors, strict=True))
