@@ -20,7 +20,7 @@ from mergeflow.execute.coverage import Coverage
 from mergeflow.execute.digest import TrailingDigest
 from mergeflow.formats.safetensors import Safetensors
 from mergeflow.plan.make import make_plan
-from mergeflow.recipe.request import resolve
+from mergeflow.recipe.resolve import resolve
 from mergeflow.storage.local import LocalStore, exists, free_bytes, list_files, writable_problem
 from mergeflow.tensors import Checkpoint, si_bytes
 

@@ -15,6 +15,8 @@ from mergeflow.errors import ConfigError, MergeflowError, raise_all
 from mergeflow.plan.tiles import SCRATCH
 from mergeflow.recipe.architecture import Architecture, architecture
 from mergeflow.recipe.request import Budget, ModelSource, PartRequest, Policies, Request, TargetRequest
+from mergeflow.recipe.shapes import TreeOptions
+from mergeflow.recipe.tree import Rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +56,7 @@ def to_request(config: schema.Config) -> Request:
         problems.append(error)
     if not config.models.dir and not config.models.files:
         problems.append(ConfigError("there are no models: give models.dir=DIR, or models.files"))
+    problems += _without_effect(config.method)
     if not config.out:
         problems.append(ConfigError("out is empty; give out=DIR"))
     raise_all(problems)
@@ -69,11 +72,29 @@ def to_request(config: schema.Config) -> Request:
             surplus=config.keys.surplus.value,
             integers=config.keys.integers.value,
             nonfinite=config.nonfinite.value,
+            keys=config.keys.rule.value,
+            position_ids=config.position_ids.value if config.position_ids else None,
         ),
         budget=budget,
         out=absolute(config.out),
         overwrite=config.overwrite,
+        tree=to_tree_options(config.method),
+        rules=Rules(config.method.arithmetic.value, config.method.scalars.value),
     )
+
+
+def to_tree_options(method: schema.Method) -> TreeOptions:
+    """How lists become trees."""
+    return TreeOptions(method.shape, method.multipliers, method.save_half, method.bake.value, method.vae)
+
+
+def _without_effect(method: schema.Method) -> Iterator[ConfigError]:
+    """Options of trees where no tree is made."""
+    if method.name is schema.MethodName.pairwise:
+        return
+    for name, value in vars(schema.Method()).items():
+        if name != "name" and vars(method)[name] != value:
+            yield ConfigError(f"method.{name} has no effect with method={method.name.value}; it is for pairwise")
 
 
 def to_architecture(arch: schema.Arch) -> Architecture:

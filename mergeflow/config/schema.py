@@ -26,6 +26,46 @@ class MethodName(Enum):
     """How one value is made of N."""
 
     uniform = "uniform"
+    pairwise = "pairwise"
+
+
+class Arithmetic(Enum):
+    """Whose arithmetic a tree is computed in."""
+
+    webui = "webui"
+    float32 = "float32"
+    float64 = "float64"
+    comfyui = "comfyui"
+    supermerger = "supermerger"
+
+
+class Scalars(Enum):
+    """What a tensor of 16 bits is multiplied by."""
+
+    opmath = "opmath"
+    half = "half"
+
+
+class Bake(Enum):
+    """At which nodes of a tree a VAE is baked in."""
+
+    none = "none"
+    every = "every"
+    top = "top"
+
+
+class KeyRule(Enum):
+    """Whose keys an output has."""
+
+    strict = "strict"
+    webui = "webui"
+
+
+class PositionIds(Enum):
+    """How position_ids are written."""
+
+    webui = "webui"
+    fix = "fix"
 
 
 class OutputDtype(Enum):
@@ -133,6 +173,15 @@ class Method:
     """How one value is made of N."""
 
     name: MethodName = MISSING
+    shape: Any = "balanced"
+    """`balanced`, `chain`, a nested list of ids, or one of these by the name of a selection."""
+    arithmetic: Arithmetic = Arithmetic.webui
+    scalars: Scalars = Scalars.opmath
+    save_half: bool = True
+    multipliers: dict[str, float] = field(default_factory=dict)
+    """By the name of a node, or by level."""
+    bake: Bake = Bake.none
+    vae: str | None = None
 
 
 @dataclass
@@ -151,8 +200,9 @@ class Executor:
 
 @dataclass
 class Keys:
-    """What happens where the keys of the models differ."""
+    """Which keys an output has, and what happens where those of the models differ."""
 
+    rule: KeyRule = KeyRule.strict
     missing: Missing = Missing.error
     surplus: Surplus = Surplus.ignore
     integers: Integers = Integers.error
@@ -174,12 +224,13 @@ class Config:
     overwrite: bool = False
     dtype: OutputDtype | None = None
     keys: Keys = field(default_factory=Keys)
+    position_ids: PositionIds | None = None
     nonfinite: Nonfinite = Nonfinite.error
 
 
 def register() -> None:
     """Tell Hydra of the schema, which `conf/config.yaml` names first in its defaults."""
     node = OmegaConf.structured(Config)
-    for ids in (node.models.files, node.models.composites):
+    for ids in (node.models.files, node.models.composites, node.method.multipliers):
         OmegaConf.set_struct(ids, False)  # the user's own names: they are not added, they are given
     ConfigStore.instance().store(name=SCHEMA, node=node)

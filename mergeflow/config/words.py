@@ -27,7 +27,9 @@ _TEXTS = re.compile(
 _PART = re.compile(
     r"(?P<above>target\.[^=.]+\.components)\.(?P<name>[^=.]+)\.(?P<field>model|selection)=(?P<value>(?!null$).+)"
 )
-_NUMBERED = re.compile(r"\+{0,2}(?P<above>models\.(?:files|composites)|selection)\.(?P<name>\d[^=.]*)=(?P<value>.+)")
+_NUMBERED = re.compile(
+    r"\+{0,2}(?P<above>models\.(?:files|composites)|selection|method\.multipliers)\.(?P<name>\d[^=.]*)=(?P<value>.+)"
+)
 _NOT_TEXT = re.compile(r"""['"].*|\$\{.*|\[.*\]|null|\?\?\?""", re.DOTALL)
 """Values that are quoted already, refer to another option, are lists or nothing."""
 _FILES = re.compile(r"path=file://(.*)")

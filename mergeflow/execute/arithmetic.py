@@ -15,7 +15,7 @@ import torch
 from mergeflow.errors import UnmergeableValues
 from mergeflow.interfaces import Rows, RowsDiffer
 from mergeflow.methods.exact import INTEGER_VIEW
-from mergeflow.methods.registry import methods
+from mergeflow.methods.registry import method_of
 from mergeflow.plan.tiles import PIECE
 from mergeflow.tensors import some
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mergeflow.execute.block import Group
+    from mergeflow.interfaces import Method
     from mergeflow.plan.plan import Cell, Plan, Strip, Tile
 
 WIDER = (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32))
@@ -48,7 +49,6 @@ class Arithmetic:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._methods = methods()
         self._census = torch.empty(CENSUS_ROWS * PIECE, dtype=torch.int64)
 
     def merge(
@@ -63,13 +63,14 @@ class Arithmetic:
 
         Values that are not finite and that the policy lets pass are counted in `tolerated` by (source, key).
         """
-        floats = any(not self._methods[cell.method].takes_any_dtype for cell in strip.cells)
+        methods = [method_of(cell.method, cell.steps) for cell in strip.cells]
+        floats = any(not method.takes_any_dtype for method in methods)
         for start in range(0, tile.stop - tile.start, PIECE):
             part = slice(start, min(start + PIECE, tile.stop - tile.start))
             piece = Piece(strip, tile.start + start, self._rows(groups, part, floats))
             self._count(piece, tolerated, floats)
-            for cell, out in zip(strip.cells, outs, strict=True):
-                self._cell(piece, cell, out[part])
+            for cell, method, out in zip(strip.cells, methods, outs, strict=True):
+                self._cell(piece, cell, method, out[part])
 
     def _rows(self, groups: Sequence[Group], part: slice, floats: bool) -> Rows:
         values: list[Tensor] = []
@@ -79,8 +80,12 @@ class Arithmetic:
             if group.dtype.is_fp8:
                 matrix = matrix.to(torch.float16)
             values += matrix.unbind(0)
-            known = floats and group.dtype.is_float
-            peaks += self._peaks(matrix) if known else [math.nan] * len(matrix)
+            if not floats or matrix.is_complex():
+                peaks += [math.nan] * len(matrix)
+            elif group.dtype.is_float:
+                peaks += self._peaks(matrix)
+            else:
+                peaks += matrix.double().abs().amax(1).tolist()
         return Rows(values, peaks)
 
     def _peaks(self, matrix: Tensor) -> list[float]:
@@ -106,8 +111,7 @@ class Arithmetic:
             if row.is_floating_point() and not math.isfinite(peak):
                 tolerated[source, piece.strip.key] += int((~row.isfinite()).sum())
 
-    def _cell(self, piece: Piece, cell: Cell, out: Tensor) -> None:
-        method = self._methods[cell.method]
+    def _cell(self, piece: Piece, cell: Cell, method: Method, out: Tensor) -> None:
         rows = Rows([piece.rows.values[row] for row in cell.rows], [piece.rows.peaks[row] for row in cell.rows])
         try:
             if method.takes_any_dtype:
@@ -122,9 +126,9 @@ class Arithmetic:
                 method.skip(rows, cell.shares, out)
         except RowsDiffer as error:
             self._differ(piece, cell, error)
-        self._check_result(piece, cell, rows, finite, out)
+        self._check_result(piece, cell, method, rows, finite, out)
 
-    def _check_result(self, piece: Piece, cell: Cell, rows: Rows, finite: bool, out: Tensor) -> None:
+    def _check_result(self, piece: Piece, cell: Cell, method: Method, rows: Rows, finite: bool, out: Tensor) -> None:
         """Only what came in may go out: anything else that is not finite has overflowed."""
         result = out.to(torch.float16) if out.dtype.itemsize == 1 else out  # fp8 has neither census nor isfinite
         if all(map(math.isfinite, self._peaks(result[None]))):
@@ -138,7 +142,7 @@ class Arithmetic:
             if bool(lost.any()):
                 self._nothing_left(piece, lost)
         if bool(bad.any()):
-            self._overflow(piece, cell, rows, out, bad)
+            self._overflow(piece, cell, method, rows, out, bad)
 
     def _nothing_left(self, piece: Piece, lost: Tensor) -> NoReturn:
         at = piece.start + int(lost.nonzero()[0])
@@ -147,9 +151,8 @@ class Arithmetic:
             "average; leave the broken models out of the list, or choose nonfinite=propagate"
         )
 
-    def _overflow(self, piece: Piece, cell: Cell, rows: Rows, out: Tensor, bad: Tensor) -> NoReturn:
+    def _overflow(self, piece: Piece, cell: Cell, method: Method, rows: Rows, out: Tensor, bad: Tensor) -> NoReturn:
         exact = torch.empty(len(out), dtype=torch.float64)
-        method = self._methods[cell.method]
         (method.skip if self._plan.nonfinite == "skip" else method.merge)(rows, cell.shares, exact)
         at = int(bad.nonzero()[0])
         value = float(exact[at])

@@ -56,6 +56,20 @@ class Agree:
         self.merge(rows, shares, out)
 
 
+class Whole(Agree):
+    """The whole numbers that all rows are nearest to.
+
+    Merging bends `position_ids` (2.998 in fp16 instead of 3), and who cuts off the fraction then reads another one.
+    """
+
+    name = "whole"
+
+    def merge(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
+        """As `Agree.merge`, after rounding every row to whole numbers."""
+        values = [row.double().round() if row.is_floating_point() else row for row in rows.values]
+        super().merge(Rows(values, rows.peaks), shares, out)
+
+
 def _same(row: Tensor, expected: Tensor) -> Tensor:
     """Where the two have one value, whatever their dtypes; in one dtype, where they have the same bits."""
     if row.dtype == expected.dtype:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mergeflow.interfaces import Format
-    from mergeflow.plan.agree import Wanted
     from mergeflow.plan.plan import Tile
+    from mergeflow.plan.sources import Wanted
     from mergeflow.recipe.request import Budget, Recipe, Target
-    from mergeflow.tensors import Checkpoint, Dtype
+    from mergeflow.tensors import Checkpoint
 
 
 def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], format: Format, out: str) -> Plan:
@@ -99,7 +99,9 @@ def _shared(strip: Strip, same: dict[tuple[object, ...], tuple[object, ...]]) ->
     def one(values: Any) -> Any:
         return same.setdefault(values, values)
 
-    cells = tuple(cell._replace(rows=one(cell.rows), shares=one(cell.shares)) for cell in strip.cells)
+    cells = tuple(
+        cell._replace(rows=one(cell.rows), shares=one(cell.shares), steps=one(cell.steps)) for cell in strip.cells
+    )
     return strip._replace(sources=one(strip.sources), dtypes=one(strip.dtypes), cells=cells)
 
 
@@ -109,10 +111,10 @@ def _strip(users: Sequence[tuple[int, Wanted]], outputs: Sequence[Output]) -> St
     ordered = sorted(infos)
     ordered.sort(key=lambda source: LAYOUT_ORDER[infos[source].dtype])
     row_of = {source: row for row, source in enumerate(ordered)}
-    places: dict[tuple[str, Dtype, tuple[int, ...], tuple[int, ...]], list[Place]] = {}
+    places: dict[Cell, list[Place]] = {}
     for index, tensor in users:
         row_indices = tuple([row_of[source] for source in tensor.sources])
-        wanted = (tensor.method, tensor.dtype, row_indices, tensor.shares)
+        wanted = Cell(tensor.method, tensor.dtype, row_indices, tensor.shares, (), tensor.steps)
         places.setdefault(wanted, []).append(Place(index, outputs[index].layout.tensors[tensor.key].begin))
     _, first = users[0]
     return Strip(
@@ -121,7 +123,7 @@ def _strip(users: Sequence[tuple[int, Wanted]], outputs: Sequence[Output]) -> St
         sources=tuple(ordered),
         dtypes=tuple([infos[source].dtype for source in ordered]),
         offsets=tuple([infos[source].begin for source in ordered]),
-        cells=tuple(Cell(*wanted, tuple(at)) for wanted, at in places.items()),
+        cells=tuple(cell._replace(places=tuple(at)) for cell, at in places.items()),
     )
 
 

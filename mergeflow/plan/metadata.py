@@ -13,7 +13,7 @@ from mergeflow import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mergeflow.plan.agree import Wanted
+    from mergeflow.plan.sources import Wanted
     from mergeflow.recipe.modelset import ModelSet
     from mergeflow.recipe.request import Recipe, Target
     from mergeflow.tensors import Checkpoint

@@ -9,6 +9,7 @@ from mergeflow.tensors import Header
 
 if TYPE_CHECKING:
     from mergeflow.errors import MergeflowError
+    from mergeflow.interfaces import Step
     from mergeflow.recipe.request import Budget, Nonfinite, Target
     from mergeflow.tensors import Checkpoint, Dtype, Layout
 
@@ -29,8 +30,10 @@ class Cell(NamedTuple):
     rows: tuple[int, ...]
     """Which rows of the strip, in the order of the target's list."""
     shares: tuple[int, ...]
-    """Numerators over their sum, one for each of `rows`."""
+    """Numerators over their sum, one for each of `rows`; a tree has none."""
     places: tuple[Place, ...]
+    steps: tuple[Step, ...] = ()
+    """How a tree makes it of `rows`; empty for other methods."""
 
 
 class Strip(NamedTuple):

@@ -40,7 +40,7 @@ SHARDS_WANTED = 128
 def memory_for(strips: Sequence[Strip], budget: Budget) -> Memory:
     """How large blocks are, and what all of them use; raises `OverBudget` if the smallest would not fit."""
     threads = budget.workers * budget.reads_in_flight
-    scratch = SCRATCH + max((_widened(strip) for strip in strips), default=0)
+    scratch = SCRATCH + max((_widened(strip) + _registers(strip) for strip in strips), default=0)
     room = budget.memory // threads - scratch
     least = max((_block(strip, min(strip.elements, SHORTEST_ROW)) for strip in strips), default=0)
     if room < least:
@@ -102,3 +102,9 @@ def _rounded_up(count: int) -> str:
 def _widened(strip: Strip) -> int:
     """Bytes of one piece of the fp8 rows, which are widened to fp16 before they are merged."""
     return 2 * PIECE * sum(dtype.is_fp8 for dtype in strip.dtypes)
+
+
+def _registers(strip: Strip) -> int:
+    """Bytes of one piece of everything that a tree of this strip keeps between its leaves and its top."""
+    kept = {(step.into, step.dtype) for cell in strip.cells for step in cell.steps}
+    return PIECE * sum(dtype.itemsize for _, dtype in kept)

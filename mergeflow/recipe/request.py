@@ -1,26 +1,31 @@
-"""From what was typed to what is meant: a `Request` in raw words, a `Recipe` in which every name is resolved."""
+"""What was asked for: a `Request` in raw words, and a `Recipe` in which every name is resolved."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from mergeflow.errors import ConfigError, MergeflowError, SelectionError, raise_all
-from mergeflow.recipe.ids import nearest
-from mergeflow.recipe.modelset import ModelSet, model_set
-from mergeflow.recipe.selection import parse_selection
-from mergeflow.tensors import OUTPUT_DTYPES
+from mergeflow.recipe.shapes import TreeOptions
+from mergeflow.recipe.tree import Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from fractions import Fraction
 
     from mergeflow.recipe.architecture import Architecture
+    from mergeflow.recipe.modelset import ModelSet
+    from mergeflow.recipe.tree import Tree
 
 Missing = Literal["error", "skip", "base"]
 Surplus = Literal["ignore", "error"]
 Integers = Literal["error", "first"]
 Nonfinite = Literal["error", "skip", "propagate"]
+Keys = Literal["strict", "webui"]
+PositionIds = Literal["webui", "fix"]
+
+UNIFORM, PAIRWISE, COPY = "uniform", "pairwise", "copy"
+REST = "rest"
+"""What no component of the architecture has, as a part of an output that follows the web UI's rules for keys."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class TargetRequest:
     components: Mapping[str, PartRequest] = field(default_factory=dict)
     keys_from: str | None = None
     base: str | None = None
+    recorded: bool = False
+    """Whether the recorded tree of the run makes all of it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,10 @@ class Policies:
     surplus: Surplus = "ignore"
     integers: Integers = "error"
     nonfinite: Nonfinite = "error"
+    keys: Keys = "strict"
+    """Whose keys an output has: those of the architecture, or those of A at every node of a tree."""
+    position_ids: PositionIds | None = None
+    """How they are written: as whole numbers, or merged like weights; None for what `keys` usually does."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,10 @@ class Request:
     out: str
     """The directory of the outputs; absolute."""
     overwrite: bool = False
+    tree: TreeOptions = field(default_factory=TreeOptions)
+    """How lists become trees, where the method is `pairwise`."""
+    rules: Rules = field(default_factory=Rules)
+    """Whose arithmetic such trees are computed in."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,10 @@ class Part:
     """The exact share of every checkpoint; they sum to one."""
     method: str
     """`copy` for one model as it is."""
+    tree: Tree | None = None
+    """How `pairwise` goes about it."""
+    rules: Rules | None = None
+    """In whose arithmetic it does."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +146,7 @@ class Target:
     def checkpoints(self) -> tuple[str, ...]:
         """Every checkpoint whose header it needs, in the order in which they are first named."""
         named = [id for part in self.parts for id in part.shares]
+        named += [id for part in self.parts if part.tree is not None for id in part.tree.baked]
         named += [id for id in (self.keys_from, self.base) if id is not None]
         return tuple(dict.fromkeys(named))
 
@@ -144,117 +164,3 @@ class Recipe:
     def checkpoints(self) -> tuple[str, ...]:
         """Every checkpoint that any target needs, in the order in which they are first named."""
         return tuple(dict.fromkeys(id for target in self.targets for id in target.checkpoints()))
-
-
-def resolve(request: Request, names: Iterable[str]) -> Recipe:
-    """The recipe, given the paths of all files in `request.models.dir`; raises all problems together."""
-    source = request.models
-    models = model_set(names, source.pattern, source.composites, source.files, source.place)
-    problems: list[MergeflowError] = []
-    if not request.targets:
-        problems.append(ConfigError("no target is asked for; name one, as in target=single or target=[x17,x11c]"))
-    problems += _same_file(request.targets)
-    targets = []
-    for wanted in request.targets:
-        try:
-            targets.append(_target(wanted, request, models))
-        except MergeflowError as error:
-            problems.append(error)
-    raise_all(_once(problems))
-    return Recipe(models, request.architecture, tuple(targets), request.policies, request.budget)
-
-
-def _target(wanted: TargetRequest, request: Request, models: ModelSet) -> Target:
-    where = f"target '{wanted.name}'"
-    problems = list(_contradictions(wanted, where, request))
-    parts = []
-    for component in request.architecture.components:
-        asked = wanted.components.get(component)
-        if asked is None and wanted.selection is None:
-            continue  # the output does without it
-        try:
-            parts.append(_part(component, asked or PartRequest(wanted.selection), where, request, models))
-        except MergeflowError as error:
-            problems.append(error)
-    single: dict[str, str | None] = {}
-    for role, id in (("keys_from", wanted.keys_from), ("base", wanted.base)):
-        try:
-            single[role] = None if id is None else _checkpoint(id, models)
-        except MergeflowError as error:
-            problems.append(ConfigError(f"{where}, {role}: {error}"))
-    if not parts and not problems:
-        problems.append(
-            ConfigError(f"{where} has no components; give it selection=NAME or components.NAME.selection=NAME")
-        )
-    raise_all(problems)
-    dtype = wanted.dtype or request.dtype
-    return Target(wanted.name, wanted.file, dtype, tuple(parts), single["keys_from"], single["base"])
-
-
-def _contradictions(wanted: TargetRequest, where: str, request: Request) -> Iterator[MergeflowError]:
-    """What is wrong with a target, whatever models there are."""
-    components, missing = request.architecture.components, request.policies.missing
-    for name in wanted.components:
-        if name not in components:
-            yield ConfigError(
-                f"{where} names the component '{name}', which arch '{request.architecture.name}' does not have"
-                f"{nearest(name, components)} (it has {', '.join(components)})"
-            )
-    dtype = wanted.dtype or request.dtype
-    if dtype not in OUTPUT_DTYPES:
-        yield ConfigError(f"{where} has dtype '{dtype}'; choose one of {', '.join(OUTPUT_DTYPES)}")
-    if "/" in wanted.file or not wanted.file.endswith(".safetensors"):
-        yield ConfigError(f"{where} has file '{wanted.file}'; give a name ending in .safetensors, and out=DIR")
-    if missing == "base" and wanted.base is None:
-        yield ConfigError(f"keys.missing=base needs target.{wanted.name}.base=ID, the model to take them from")
-    if missing != "base" and wanted.base is not None:
-        yield ConfigError(f"{where} has a base, which only keys.missing=base uses; leave one or add the other")
-
-
-def _part(component: str, asked: PartRequest, where: str, request: Request, models: ModelSet) -> Part:
-    where = f"{where}, {component}"
-    if (asked.selection is None) == (asked.model is None):
-        raise ConfigError(f"{where}: give either selection=NAME or model=ID")
-    if asked.model is not None:
-        try:
-            shares = models.shares([asked.model])
-        except MergeflowError as error:
-            raise ConfigError(f"{where}: {error}") from error
-        return Part(component, (models.find(asked.model),), shares, "copy" if len(shares) == 1 else request.method)
-    lists, name = request.selections, str(asked.selection)
-    if name not in lists:
-        raise ConfigError(
-            f"{where}: there is no selection '{name}'{nearest(name, lists)} (there is {', '.join(lists) or 'none'}); "
-            f"choose another group with selection=, or add +selection.{name}=..."
-        )
-    entries = parse_selection(name, lists[name], models)
-    try:
-        shares = models.shares(entries)
-    except MergeflowError as error:
-        raise SelectionError(f"selection '{name}': {error}") from error
-    return Part(component, entries, shares, request.method)
-
-
-def _checkpoint(id: str, models: ModelSet) -> str:
-    """The id of one checkpoint; raises `UsageError` for a composite too."""
-    found = models.find(id)
-    if found in models.composites:
-        raise ConfigError(f"'{found}' is a composite of {', '.join(models.composites[found])}; name one model")
-    return found
-
-
-def _same_file(targets: Sequence[TargetRequest]) -> list[MergeflowError]:
-    by_file: dict[str, list[str]] = {}
-    for target in targets:
-        by_file.setdefault(target.file, []).append(target.name)
-    return [
-        ConfigError(f"targets {' and '.join(names)} would both write {file}; give each its own file")
-        for file, names in by_file.items()
-        if len(names) > 1
-    ]
-
-
-def _once(problems: Iterable[MergeflowError]) -> list[MergeflowError]:
-    """Targets share lists; what is wrong with a list is said once."""
-    flat = [error for problem in problems for error in getattr(problem, "errors", (problem,))]
-    return list({str(error): error for error in flat}.values())

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 Formula = Literal["weighted_sum", "add_difference", "no_interpolation"]
+Arithmetic = Literal["webui", "float32", "float64", "comfyui", "supermerger"]
+Scalars = Literal["opmath", "half"]
 
+VAE = "first_stage_model."
+"""What the keys of a VAE start with in a checkpoint."""
 INPUTS = {"weighted_sum": 2, "add_difference": 3, "no_interpolation": 1}
 """How many places each formula merges: A, B and C."""
 
@@ -35,12 +39,20 @@ class Node(NamedTuple):
     """The checkpoint whose VAE replaces that of the result."""
 
 
+class Rules(NamedTuple):
+    """Whose arithmetic a tree is computed in."""
+
+    arithmetic: Arithmetic = "webui"
+    scalars: Scalars = "opmath"
+    """What torch multiplies a tensor of 16 bits by: the fp32 of M (2.1 and later), or M in the tensor's own dtype."""
+
+
 @dataclass(frozen=True)
 class Tree:
     """Merges of merges of checkpoints."""
 
     leaves: tuple[str, ...]
-    """Ids of checkpoints, in the order of the list; one may be several leaves."""
+    """Ids of checkpoints, in the order of the list, each once; a node may stand on one that others stand on."""
     nodes: tuple[Node, ...]
     """In the order in which their names count, inputs before what is made of them; the last one is the result."""
 
@@ -70,16 +82,23 @@ class Tree:
         """The checkpoints whose VAE is baked in anywhere."""
         return tuple(dict.fromkeys(node.bake for node in self.nodes if node.bake is not None))
 
-    def weights(self) -> dict[str, Fraction]:
-        """What every checkpoint contributes, were nothing rounded; multipliers are taken as the decimals they show."""
+    def weights(self, *, baked: bool = False) -> dict[str, Fraction]:
+        """What every checkpoint contributes, were nothing rounded; multipliers are taken as the decimals they show.
+
+        If `baked`, to the VAE: what stands below a node that bakes one in has no part in it.
+        """
+        total = dict.fromkeys(self.leaves, Fraction(0))
         shares = [Fraction(0)] * (self.top + 1)
         shares[self.top] = Fraction(1)
         for place in range(self.top, len(self.leaves) - 1, -1):
+            node = self.nodes[place - len(self.leaves)]
+            if baked and node.bake is not None:
+                total[node.bake] = total.get(node.bake, Fraction(0)) + shares[place]
+                continue
             for below, factor in self._factors(place):
                 shares[below] += shares[place] * factor
-        total: dict[str, Fraction] = {}
         for id, share in zip(self.leaves, shares, strict=False):
-            total[id] = total.get(id, Fraction(0)) + share
+            total[id] += share
         return total
 
     def _factors(self, place: int) -> Iterator[tuple[int, Fraction]]:

@@ -1,5 +1,7 @@
 """What every `Method` must keep: subclass `MethodConformance`, say which method and which rows, and run it.
 
+A method that planning never asks to skip values, because it could not, keeps `MergeConformance` only.
+
 What a method computes is for its own tests. This is what every user of a method relies on: that it is a pure function
 of its rows, element by element, from any number of threads.
 """
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from mergeflow.methods.registry import methods
+from mergeflow.methods.registry import method_of
 from tests.methods.reference import rows_of, same_bits
 
 if TYPE_CHECKING:
@@ -28,8 +30,8 @@ LENGTHS = [1, 2, 7, 64, 1025, 16384, 16411]
 THREADS = 8
 
 
-class MethodConformance(ABC):
-    """The contract of `Method`, for element scope."""
+class MergeConformance(ABC):
+    """The contract of `Method.merge`, for element scope."""
 
     out_dtype = torch.float16
 
@@ -51,10 +53,6 @@ class MethodConformance(ABC):
         method.merge(rows_of(values), self.shares(values), out)
         return out
 
-    def test_it_is_registered_under_its_name(self) -> None:
-        method = self.make()
-        assert type(methods()[method.name]) is type(method)
-
     def test_it_tells_whether_it_takes_any_dtype(self) -> None:
         assert isinstance(self.make().takes_any_dtype, bool)
 
@@ -68,9 +66,7 @@ class MethodConformance(ABC):
     def test_it_does_not_write_into_its_rows(self, length: int) -> None:
         values = self.values(length, seed=2)
         before = [value.clone() for value in values]
-        method = self.make()
-        self.merged(method, values)
-        method.skip(rows_of(values), self.shares(values), torch.empty(length, dtype=self.out_dtype))
+        self.merged(self.make(), values)
         assert all(same_bits(value, copy) for value, copy in zip(values, before, strict=True))
 
     def test_every_element_is_merged_for_itself(self) -> None:
@@ -103,12 +99,6 @@ class MethodConformance(ABC):
             self.merged(method, self.values(length, seed=7))
             assert same_bits(self.merged(method, values), expected)
 
-    def test_skip_is_merge_where_all_is_finite(self) -> None:
-        values = self.values(4097, seed=8)
-        out = torch.empty(4097, dtype=self.out_dtype)
-        self.make().skip(rows_of(values), self.shares(values), out)
-        assert same_bits(out, self.merged(self.make(), values))
-
     def test_threads_that_share_it_do_not_disturb_each_other(self) -> None:
         method = self.make()
         work = [self.values(2000 + seed, seed) for seed in range(THREADS)]
@@ -121,3 +111,24 @@ class MethodConformance(ABC):
 
         with ThreadPoolExecutor(THREADS) as pool:
             assert all(pool.map(merge_often, range(THREADS)))
+
+
+class MethodConformance(MergeConformance):
+    """The contract of `Method`, for element scope."""
+
+    def test_it_is_registered_under_its_name(self) -> None:
+        method = self.make()
+        assert type(method_of(method.name, ())) is type(method)
+
+    def test_skip_is_merge_where_all_is_finite(self) -> None:
+        values = self.values(4097, seed=8)
+        out = torch.empty(4097, dtype=self.out_dtype)
+        self.make().skip(rows_of(values), self.shares(values), out)
+        assert same_bits(out, self.merged(self.make(), values))
+
+    @pytest.mark.parametrize("length", LENGTHS)
+    def test_skip_does_not_write_into_its_rows_either(self, length: int) -> None:
+        values = self.values(length, seed=9)
+        before = [value.clone() for value in values]
+        self.make().skip(rows_of(values), self.shares(values), torch.empty(length, dtype=self.out_dtype))
+        assert all(same_bits(value, copy) for value, copy in zip(values, before, strict=True))

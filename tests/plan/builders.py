@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mergeflow.formats.safetensors import Safetensors
 from mergeflow.plan.make import make_plan
 from mergeflow.recipe.architecture import architecture
-from mergeflow.recipe.request import Budget, ModelSource, Policies, Request, TargetRequest, resolve
+from mergeflow.recipe.request import Budget, ModelSource, Policies, Request, TargetRequest
+from mergeflow.recipe.resolve import resolve
 from mergeflow.tensors import Checkpoint, Dtype, FileStat
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from mergeflow.recipe.request import (
     Request,
     Target,
     TargetRequest,
-    resolve,
 )
+from mergeflow.recipe.resolve import resolve
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 TOY = architecture("toy", "fp16", {}, {name: {"tensors": {f"{name}.w": [2]}} for name in ("text", "image", "vae")})
