@@ -124,6 +124,10 @@ class Checkpoint:
     path: str
     stat: FileStat
     header: Header
+    sha256: str | None = None
+    """Of the whole file, in hex, where the run was asked to hash its sources."""
+    legacy_hash: str | None = None
+    """What web UIs of old called a checkpoint by; with `sha256`."""
 
 
 class Span(NamedTuple):

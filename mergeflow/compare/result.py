@@ -38,6 +38,8 @@ class KeyDifference:
     component: str
     a: Dtype
     b: Dtype
+    unit: Dtype | None
+    """In whose ULP its distances are; None for integers."""
     shape: tuple[int, ...]
     integer: bool
     """Whether it holds whole numbers, such as the ids of positions, and no weights."""

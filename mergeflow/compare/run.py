@@ -241,13 +241,15 @@ def _by_tensor(pair: Pair, counted: Iterable[Iterable[tuple[Tile, Statistics]]])
 
 def _tensor(architecture: Architecture, match: Match, parts: Sequence[Statistics]) -> KeyDifference:
     spec = architecture.usual_keys.get(match.key)
+    unit = ulp_dtype(_real(match.a).dtype, _real(match.b).dtype)
     return KeyDifference(
         key=match.key,
         component=architecture.component_of(match.key) or OTHER,
         a=match.a.dtype,
         b=match.b.dtype,
+        unit=unit,
         shape=match.a.shape,
-        integer=(spec is not None and spec.integer) or ulp_dtype(_real(match.a).dtype, _real(match.b).dtype) is None,
+        integer=unit is None or (spec is not None and spec.integer),
         statistics=combined(parts),
     )
 

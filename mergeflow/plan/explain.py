@@ -6,6 +6,8 @@ import textwrap
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from mergeflow.plan.drawing import baked, draw
+from mergeflow.recipe.request import REST
 from mergeflow.tensors import si_bytes
 
 if TYPE_CHECKING:
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from mergeflow.plan.plan import Output, Plan
     from mergeflow.recipe.request import Part
+    from mergeflow.recipe.tree import Tree
 
 WIDTH = 110
 INDENT = " " * 8
@@ -21,8 +24,9 @@ INDENT = " " * 8
 def explain(plan: Plan) -> str:
     """What will be made of what, what it costs, what is odd and what forbids it."""
     lines = [f"{len(plan.outputs)} output(s) from {len(plan.checkpoints)} checkpoint(s)", ""]
+    drawn: dict[Tree, str] = {}
     for output in plan.outputs:
-        lines += [*_output(output), ""]
+        lines += [*_output(output, drawn), ""]
     lines += _cost(plan)
     for title, sentences in (("notes", list(plan.notes)), ("problems", [str(e) for e in plan.problems])):
         if sentences:
@@ -31,21 +35,38 @@ def explain(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _output(output: Output) -> Iterator[str]:
+def _output(output: Output, drawn: dict[Tree, str]) -> Iterator[str]:
+    """One output; a tree that several components share is drawn with the first, and `drawn` says with which."""
     size = f"{si_bytes(output.layout.size)}, {len(output.layout.tensors):,} tensors"
     yield f"{output.target.name} -> {output.path} ({size})"
     dtypes = dict(output.dtypes)
     width = max(len(part.component) for part in output.target.parts) + 2
     for part in output.target.parts:
+        if part.component == REST and REST not in dtypes:
+            continue  # most models have nothing that belongs to no component
         written = f"written as {dtypes.get(part.component, 'nothing')}"
         if part.method == "copy":
             yield f"  {part.component:<{width}}model {part.entries[0]} as it is, {written}"
             continue
         models = f"{len(part.entries)} model{'' if len(part.entries) == 1 else 's'}"
         checkpoints = "" if len(part.shares) == len(part.entries) else f" ({len(part.shares)} checkpoints)"
-        yield f"  {part.component:<{width}}{part.method} of {models}{checkpoints}, {written}"
+        yield f"  {part.component:<{width}}{how(part)} of {models}{checkpoints}, {written}"
+        if part.tree in drawn:
+            yield f"{INDENT}by the tree of {drawn[part.tree]}"
+            continue
         yield from _wrapped(" ".join(part.entries))
         yield from _wrapped(shares_in_words(part))
+        if part.tree is not None:
+            drawn[part.tree] = f"{part.component} of {output.target.name}"
+            yield from (INDENT + line for line in (*baked(part.tree), *draw(part.tree)))
+
+
+def how(part: Part) -> str:
+    """The method of a part, in a word or two."""
+    if part.rules is None:
+        return part.method
+    before = ", fp16 scalars" if part.rules.scalars == "half" else ""
+    return f"{part.method} ({part.rules.arithmetic}{before})"
 
 
 def shares_in_words(part: Part) -> str:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from mergeflow.plan.sources import Wanted
     from mergeflow.recipe.modelset import ModelSet
-    from mergeflow.recipe.request import Recipe, Target
+    from mergeflow.recipe.request import Part, Recipe, Target
+    from mergeflow.recipe.tree import Tree
     from mergeflow.tensors import Checkpoint
 
 V_PREDICTION = "v_pred"
@@ -26,17 +27,18 @@ def metadata(
 ) -> dict[str, str]:
     """The metadata of one output: ModelSpec, the convention of web UIs, and the whole recipe."""
     made = {"format": "pt"}
-    used = list(dict.fromkeys(id for part in target.parts for id in part.shares))
-    names = {id: _name(checkpoints[id][1].path) for id in used}
+    title = target.file.removesuffix(".safetensors")
+    names = {id: _name(checkpoints[id][1].path) for id in target.checkpoints()}
     if recipe.architecture.metadata:
         made.update(recipe.architecture.metadata)
-        made["modelspec.title"] = target.file.removesuffix(".safetensors")
-        made["modelspec.merged_from"] = ", ".join(name.removesuffix(".safetensors") for name in names.values())
+        made["modelspec.title"] = title
+        made["modelspec.merged_from"] = ", ".join(names[id].removesuffix(".safetensors") for id in target.merged())
         predicts_v = any(tensor.key == V_PREDICTION for tensor in wanted)
         made["modelspec.prediction_type"] = "v" if predicts_v else "epsilon"
-    described = describe(target, recipe)
-    made["sd_merge_recipe"] = _json({"type": "mergeflow", **described})
-    made["sd_merge_models"] = _json({id: _lineage(name, checkpoints[id][1]) for id, name in names.items()})
+    described = describe(target, recipe) | {"sources": {id: _source(checkpoints[id][1]) for id in names}}
+    made["sd_merge_recipe"] = _json({"type": "mergeflow", "custom_name": title, **described})
+    lineage = {checkpoints[id][1].sha256 or id: _lineage(name, checkpoints[id][1]) for id, name in names.items()}
+    made["sd_merge_models"] = _json(lineage)
     # A web UI that copies metadata parses every value that starts with a brace and then cannot save it again
     # (webui #10460); JSON may start with a space, and then it stays text.
     made["mergeflow"] = " " + _json(described)
@@ -48,26 +50,53 @@ def describe(target: Target, recipe: Recipe) -> dict[str, Any]:
     policies = recipe.policies
     return {
         "mergeflow": __version__,
+        "file": target.file,
         "architecture": recipe.architecture.name,
         "dtype": target.dtype,
         "keys": {
+            "rule": policies.keys,
             "missing": policies.missing,
             "surplus": policies.surplus,
             "integers": policies.integers,
             "from": target.keys_from,
             "base": target.base,
         },
+        "position_ids": policies.position_ids,
         "nonfinite": policies.nonfinite,
         "components": {
             part.component: {
                 "method": part.method,
                 "list": list(part.entries),
                 "shares": {id: str(share) for id, share in part.shares.items()},
+                **_by_tree(part),
             }
             for part in target.parts
         },
+        "trees": {_tree_name(part.tree): _tree(part.tree) for part in target.parts if part.tree is not None},
         "composites": _composites([entry for part in target.parts for entry in part.entries], recipe.models),
     }
+
+
+def _by_tree(part: Part) -> dict[str, Any]:
+    """What a part says of its tree."""
+    if part.tree is None or part.rules is None:
+        return {}
+    return {"tree": _tree_name(part.tree), **part.rules._asdict()}
+
+
+def _tree_name(tree: Tree) -> str:
+    return tree.name(tree.top)
+
+
+def _tree(tree: Tree) -> dict[str, Any]:
+    """A tree as plain data: nodes as [name, places of what it merges, multiplier, formula, as half, VAE]."""
+    return {"leaves": list(tree.leaves), "nodes": [list(node) for node in tree.nodes]}
+
+
+def _source(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What tells the file of a source from another under its name, as far as it has been read."""
+    told = {"name": _name(checkpoint.path), "size": checkpoint.stat.size, "header": checkpoint.header.digest}
+    return told if checkpoint.sha256 is None else told | {"sha256": checkpoint.sha256}
 
 
 def _composites(entries: list[str], models: ModelSet) -> dict[str, list[str]]:
@@ -82,8 +111,9 @@ def _composites(entries: list[str], models: ModelSet) -> dict[str, list[str]]:
 
 
 def _lineage(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
-    """One entry of `sd_merge_models`. The web UI keys them by the hash of the file, which nobody has read here."""
-    return {"name": name, "legacy_hash": None, "sd_merge_recipe": _parsed(checkpoint.header.metadata)}
+    """One entry of `sd_merge_models`. The web UI keys them by the hash of the file, if that is known."""
+    recipe = _parsed(checkpoint.header.metadata)
+    return {"name": name, "legacy_hash": checkpoint.legacy_hash, "sd_merge_recipe": recipe}
 
 
 def _parsed(source: Mapping[str, str]) -> Any:

@@ -13,36 +13,27 @@ Models are numbers here: 0 is the file itself, and the others are numbered in th
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from typing import TYPE_CHECKING, NamedTuple
+
+from mergeflow.recipe.naming import mentioned, vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-Inputs = tuple["int | None", ...]
-"""What a merge was made of: the number of a model, None where no hash is recorded, `UNLISTED` where a hash is
-recorded that no entry has."""
-Place = tuple[int, int]
-"""A merge, and which of its inputs: 0 is A."""
+    Inputs = tuple[int | None, ...]
+    """What a merge was made of: the number of a model, None where no hash is recorded, `UNLISTED` where a hash is
+    recorded that no entry has."""
+    Place = tuple[int, int]
+    """A merge, and which of its inputs: 0 is A."""
 
 UNLISTED = -1
 
 MAX_ORDERED = 4096
-"""More entries than this are not explained: the time that takes grows with their square."""
+"""The order of more entries than this is not explained: the time that takes grows with their square."""
 MAX_NAMED = 1000
 """The names of so many merges are read."""
 ROUNDS = 16
-"""What one gap turns out to be may settle others, so the gaps are looked at again, so many times at most."""
-MAX_NAME = 255
-"""What a file system allows a name to have; a longer one was never a file's."""
-MAX_CUTS = 64
-
-_LETTER = r"[^\W\d_]"
-_ID = re.compile(rf"_?{_LETTER}+\d+{_LETTER}?(?=_?{_LETTER}+\d|\W|_|$)")
-"""How collections are numbered: `_x41`, `x27a`. `x27ax28a` is two of them."""
-_OWN_ID = re.compile(rf"(_?{_LETTER}+\d+{_LETTER}?)(?![^\W_]|_?{_LETTER}+\d)")
-_EXTENSION = re.compile(r"\.(safetensors|ckpt|pt|pth|bin)$", re.IGNORECASE)
+"""What one gap turns out to be may settle others, so they are looked at again, so many times at most."""
 
 
 class Choice(NamedTuple):
@@ -50,262 +41,68 @@ class Choice(NamedTuple):
 
     new: tuple[int, ...]
     """Models that the walk would meet here for the first time."""
-    before: range
-    """Models that it has met before, any of which it may meet again; empty if it cannot be one of them."""
+    before: range = range(0)
+    """Models that it has met before, any of which it may meet again."""
 
-    def among(self, names: Sequence[int]) -> tuple[int, ...]:
-        """Those of `names` that the order allows."""
-        return tuple(number for number in names if number in self.new or number in self.before)
+
+class Settled(NamedTuple):
+    """Every gap, filled or in doubt."""
+
+    filled: dict[Place, int]
+    doubts: dict[Place, Doubt]
+    explained: bool
+    """Whether the order of the entries was understood; otherwise there were only the names."""
 
 
 class Doubt(NamedTuple):
     """Why a gap stays open."""
 
     order: tuple[int, ...]
-    """What the order of the entries allows, as far as it can be listed."""
+    """What the order of the entries allows."""
     names: tuple[int, ...]
     """What the names say."""
 
 
-# --- names ---------------------------------------------------------------------------------------------------------
-
-
-def stem(name: str) -> str:
-    """A file name without directory and extension; Windows' separators may have been doubled on the way.
-
-    >>> stem("sdxl\\\\\\\\_x41-some_v1.5.safetensors"), stem("model_v1.5")
-    ('_x41-some_v1.5', 'model_v1.5')
-    """
-    return _EXTENSION.sub("", re.split(r"[\\/]", name.rstrip("\\/"))[-1])
-
-
-def comparable(text: str) -> str:
-    """The form in which names are compared: some systems ignore case, and some store accents apart."""
-    return unicodedata.normalize("NFC", text).casefold()
-
-
-def own_id(name: str) -> str | None:
-    """The id that a name begins with.
-
-    >>> own_id("_x41-deep_v1"), own_id("x38a-x36ax37a"), own_id("x36ax37a"), own_id("sd_xl_base")
-    ('_x41', 'x38a', None, None)
-    """
-    match = _OWN_ID.match(name)
-    return match[1] if match else None
-
-
-def vocabulary(names: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
-    """The models that a word may mean, by their whole names and by the ids that these begin with."""
-    found: dict[str, dict[int, None]] = {}
-    for number, name in names.items():
-        if 0 < len(name) <= MAX_NAME and not name.isdecimal():  # the multiplier in a name is no model
-            word = comparable(name)
-            for spelling in {word, own_id(word)} - {None}:
-                found.setdefault(str(spelling), {})[number] = None
-    return {word: tuple(numbers) for word, numbers in found.items()}
-
-
-def mentioned(text: str, known: Mapping[str, Sequence[int]]) -> list[tuple[int, ...]]:
-    """The models that `text` names, in order, the longest name first; an id that no model has is named in vain.
-
-    What is merged into is named first, before a dash, and may have been renamed since: it is left out.
-    """
-    text = comparable(text)
-    if len(text) > MAX_NAME:
-        return []
-    ids = {match.start(): match.end() for match in _ID.finditer(text)}
-    cuts = _cuts(text, ids)
-    found: list[tuple[int, ...]] = []
-    reached = 0
-    if 0 in ids and text[ids[0] : ids[0] + 1] == "-":
-        reached = ids[0]
-    for start in cuts:
-        if start < reached:
-            continue
-        ends = [end for end in reversed(cuts) if end > start]
-        end = next((end for end in ends if _meaning(text[start:end], known)), ids.get(start))
-        if end is not None:
-            found.append(_meaning(text[start:end], known))
-            reached = end
-    return found
-
-
-def _cuts(text: str, ids: Mapping[int, int]) -> list[int]:
-    """Where a name may begin or end: not inside a word, unless several ids were written without a space."""
-    edges = {0, len(text), *ids, *ids.values()}
-    words = {i for i in range(1, len(text)) if not (text[i - 1].isalnum() and text[i].isalnum())}
-    return sorted(edges | words if len(edges | words) <= MAX_CUTS else edges)
-
-
-def _meaning(word: str, known: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
-    """An underscore before an id is easily left out."""
-    return tuple(known.get(word) or known.get(f"_{word}") or ())
-
-
-def named(inputs: Inputs, merge: int, texts: Sequence[str], known: Mapping[str, Sequence[int]]) -> list[Sequence[int]]:
-    """What the names that a merge was given say of each of its inputs."""
-    for text in texts:
-        words = [tuple(number for number in word if number != merge) for word in mentioned(text, known)]
-        words = words[-len(inputs) :]
-        if len(words) < len(inputs):
-            continue
-        sure = [(place, number) for place, number in enumerate(inputs) if number is not None and number > 0]
-        if all(number in words[place] or not any(number in word for word in words) for place, number in sure):
-            return list(words)
-        # The known ones are named in another order: the others may be any that is left.
-        left = [word for word in words if not any(number in word for _, number in sure)]
-        return [tuple(dict.fromkeys(number for word in left for number in word))] * len(inputs)
-    return [()] * len(inputs)
-
-
-# --- order ---------------------------------------------------------------------------------------------------------
-
-
-def explained(merges: Sequence[Inputs | None], tolerant: bool = False) -> dict[Place, Choice] | None:
-    """For every gap that the order of the entries tells of, what it may be; None if nothing explains the order.
-
-    `merges` holds () for a model that is none, and None for one whose own metadata may list anything. With
-    `tolerant`, so may that of every model that is no merge.
-
-    A walk that has met the first q models stands before number q, whatever came before: so it is enough to know for
-    every model at which numbers the walk may stand once it is through with it (sets of numbers, as bits).
-    """
-    count = len(merges)
-    if count > MAX_ORDERED:
-        return None
-    spine = next((number for number, inputs in enumerate(merges) if not inputs), count)
-    ends = [0] * count
-    for number in reversed(range(count)):
-        ends[number] = _layers(number, merges[number], ends, spine, tolerant)[-1]
-    if not ends[0] >> count & 1:
-        return None
-    needed = [0] * count
-    needed[0] = 1 << count
-    choices: dict[Place, Choice] = {}
-    for number, inputs in enumerate(merges):
-        if needed[number] and inputs:
-            layers = _layers(number, inputs, ends, spine, tolerant)
-            first = number + 1 if number < spine else 1
-            for place, choice in _back(inputs, layers, ends, needed, number, _may_repeat(number, spine, inputs), first):
-                choices[number, place] = choice
-    return choices
-
-
-def _may_repeat(number: int, spine: int, inputs: Inputs) -> bool:
-    """Whether the first input can have been met before: not while all that were met are still being walked."""
-    return number >= spine or inputs[0] == UNLISTED
-
-
-def _layers(number: int, inputs: Inputs | None, ends: Sequence[int], spine: int, tolerant: bool) -> list[int]:
-    """Where the walk may stand after `number` itself, after its A, after its B, and after its C."""
-    count = len(ends)
-    after = 1 << (number + 1)
-    if inputs is None or (tolerant and not inputs):
-        return [(1 << (count + 1)) - after]
-    layers = [after]
-    for place, given in enumerate(inputs):
-        stands = layers[-1]
-        if given is not None and given != UNLISTED:
-            ahead = stands >> (given + 1) << (given + 1)
-            layers.append(ahead | (ends[given] if stands >> given & 1 else 0))
-            continue
-        reached = stands if place or _may_repeat(number, spine, inputs) else 0
-        for q in _bits(stands & ~(1 << count)):
-            reached |= ends[q]
-        layers.append(reached)
-    return layers
-
-
-def _back(
-    inputs: Inputs, layers: list[int], ends: Sequence[int], needed: list[int], number: int, repeat: bool, first: int
-) -> Iterator[tuple[int, Choice]]:
-    """What each gap of one merge may be if the walk is to come out where it is `needed`; tells that of the inputs."""
-    wanted = layers[-1] & needed[number]
-    for place in reversed(range(len(inputs))):
-        given, viable, new, met = inputs[place], 0, [], 0
-        for q in _bits(layers[place]):
-            stays = wanted >> q & 1 and (given is None or given == UNLISTED or q > given)
-            if stays and (place or repeat):
-                viable |= 1 << q
-                met = q
-            if q < len(ends) and (given is None or given in (q, UNLISTED)) and ends[q] & wanted:
-                viable |= 1 << q
-                needed[q] |= ends[q] & wanted
-                new.append(q)
-        if given is None:
-            yield place, Choice(tuple(new), range(first, met))
-        wanted = viable
-
-
-def _bits(mask: int) -> Iterator[int]:
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low
-
-
-# --- both ----------------------------------------------------------------------------------------------------------
-
-
 def settled(
     merges: Sequence[Inputs | None], texts: Mapping[int, Sequence[str]], names: Mapping[int, str], ordered: bool
-) -> tuple[dict[Place, int], dict[Place, Doubt]]:
-    """Every gap, filled or in doubt.
+) -> Settled:
+    """Fill the gaps.
 
-    `texts` are the names that merges were given, `names` those of all models, and `ordered` says whether the order
-    of the entries means anything.
+    `merges` holds () for a model that is no merge, and None for one whose own metadata may list anything; `texts`
+    are the names that merges were given, and `names` those of all models; `ordered` says whether the order of the
+    entries means anything.
     """
     known = list(merges)
-    gaps = [
-        (merge, place)
-        for merge, inputs in enumerate(known)
-        for place, number in enumerate(inputs or ())
-        if number is None
-    ]
-    if not gaps:
-        return {}, {}
-    words = vocabulary(names)
-    said = {merge: named(known[merge] or (), merge, texts[merge], words) for merge in _first(gaps, MAX_NAMED)}
-    tolerant = False
-    choices = explained(known) if ordered else None
-    if choices is None and ordered:
-        tolerant = True
+    gaps = [(merge, place) for merge, inputs in enumerate(known) for place in _gaps(inputs)]
+    said = _said(known, gaps, texts, names)
+    choices = explained(known) if ordered and gaps else None
+    tolerant = choices is None
+    if tolerant and ordered and gaps:
         choices = explained(known, tolerant)
+    understood = choices is not None
     filled: dict[Place, int] = {}
     doubts: dict[Place, Doubt] = {}
     for _ in range(ROUNDS):
-        fresh: dict[Place, int] = {}
-        for gap in [gap for gap in gaps if gap not in filled]:
-            merge, place = gap
-            verdict = _judged(merge, (choices or {}).get(gap), said[merge][place] if merge in said else ())
-            if isinstance(verdict, Doubt):
-                doubts[gap] = verdict
-            else:
-                fresh[gap] = verdict
+        open_gaps = {gap: (choices or {}).get(gap) for gap in gaps if gap not in filled}
+        verdicts = {gap: _judged(gap, choice, said.get(gap, ())) for gap, choice in open_gaps.items()}
+        doubts = {gap: verdict for gap, verdict in verdicts.items() if isinstance(verdict, Doubt)}
+        fresh = {gap: verdict for gap, verdict in verdicts.items() if isinstance(verdict, int)}
         again = explained(_with(known, fresh), tolerant) if fresh and choices is not None else None
-        if again is None and choices is not None:
+        if choices is not None and again is None:
             # What fits alone need not fit together; then only what the order demands is certain.
-            for gap in [gap for gap in fresh if choices.get(gap, Choice((), range(0))).new != (fresh[gap],)]:
-                doubts[gap] = Doubt((), (fresh.pop(gap),))
-        known = _with(known, fresh)
+            for gap, number in list(fresh.items()):
+                if _judged(gap, open_gaps[gap], ()) != number:
+                    doubts[gap] = Doubt((), (fresh.pop(gap),))
         filled |= fresh
-        if again is None:
-            break
+        known = _with(known, fresh)
         choices = again
-    return filled, {gap: doubts[gap] for gap in gaps if gap not in filled}
+        if choices is None:
+            break
+    return Settled(filled, doubts, understood)
 
 
-def _judged(merge: int, choice: Choice | None, names: Sequence[int]) -> int | Doubt:
-    """The one model on which the order and the names agree."""
-    if choice is None:
-        return names[0] if len(names) == 1 else Doubt((), tuple(names))
-    allowed = choice.among(names)
-    if names:
-        return allowed[0] if len(allowed) == 1 else Doubt(choice.new, allowed or tuple(names))
-    before = [number for number in choice.before if number != merge] if len(choice.before) <= 2 else choice.before
-    if len(choice.new) + len(before) == 1:
-        return choice.new[0] if choice.new else before[0]
-    return Doubt((*choice.new, *before), ())
+def _gaps(inputs: Inputs | None) -> list[int]:
+    return [place for place, number in enumerate(inputs or ()) if number is None]
 
 
 def _with(merges: Sequence[Inputs | None], filled: Mapping[Place, int]) -> list[Inputs | None]:
@@ -317,5 +114,134 @@ def _with(merges: Sequence[Inputs | None], filled: Mapping[Place, int]) -> list[
     return made
 
 
-def _first(gaps: Sequence[Place], limit: int) -> list[int]:
-    return list(dict.fromkeys(merge for merge, _ in gaps))[:limit]
+def _judged(gap: Place, choice: Choice | None, names: Sequence[int]) -> int | Doubt:
+    """The one model on which the order and the names agree."""
+    if choice is None:
+        return names[0] if len(names) == 1 else Doubt((), tuple(names))
+    if names:
+        allowed = tuple(number for number in names if number in choice.new or number in choice.before)
+        return allowed[0] if len(allowed) == 1 else Doubt(choice.new, allowed or tuple(names))
+    allowed = (*choice.new, *(number for number in choice.before if number != gap[0]))
+    return allowed[0] if len(allowed) == 1 else Doubt(allowed, ())
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+
+def _said(
+    merges: Sequence[Inputs | None], gaps: Sequence[Place], texts: Mapping[int, Sequence[str]], names: Mapping[int, str]
+) -> dict[Place, Sequence[int]]:
+    """What the names say of every gap of which they say anything."""
+    known = vocabulary(names) if gaps else {}
+    found: dict[Place, Sequence[int]] = {}
+    for merge in list(dict.fromkeys(merge for merge, _ in gaps))[:MAX_NAMED]:
+        inputs = merges[merge] or ()
+        for text in texts.get(merge, ()):
+            words = [tuple(number for number in word if number != merge) for word in mentioned(text, known)]
+            if len(words) >= len(inputs):
+                words = _aligned(inputs, words[-len(inputs) :])
+                found.update({(merge, place): word for place, word in enumerate(words) if word})
+                break
+    return found
+
+
+def _aligned(inputs: Inputs, words: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The words in the order of the inputs, which is not always the order in which a person wrote them."""
+    sure = {place: number for place, number in enumerate(inputs) if number is not None and number != UNLISTED}
+    spoken = {number for word in words for number in word}
+    if all(number in words[place] or number not in spoken for place, number in sure.items()):
+        return words
+    left = [word for word in words if not set(word) & set(sure.values())]
+    return [tuple(dict.fromkeys(number for word in left for number in word))] * len(inputs)
+
+
+# --- order ---------------------------------------------------------------------------------------------------------
+
+
+def explained(merges: Sequence[Inputs | None], tolerant: bool = False) -> dict[Place, Choice] | None:
+    """For every gap that the order of the entries tells of, what it may be; None if nothing explains the order.
+
+    With `tolerant`, the own metadata of every model may list anything, unless it is a merge.
+
+    A walk that has met the first q models stands before number q, whatever came before. So it is enough to know for
+    every model before which numbers the walk may stand when it is through with it: a set of numbers, kept as bits.
+    """
+    count = len(merges)
+    if count > MAX_ORDERED:
+        return None
+    # While the walk has only gone from a merge to its A, nothing that it has met can be met again.
+    spine = next((number for number, inputs in enumerate(merges) if not inputs), count)
+    ends = [0] * count
+    for number in reversed(range(count)):
+        inputs = merges[number]
+        if inputs is None or (tolerant and not inputs):
+            ends[number] = (1 << (count + 1)) - (1 << (number + 1))
+        else:
+            ends[number] = _layers(number, inputs, ends, number >= spine)[-1]
+    if not ends[0] >> count & 1:
+        return None
+    wanted = [0] * count
+    wanted[0] = 1 << count
+    choices: dict[Place, Choice] = {}
+    for number, inputs in enumerate(merges):
+        if wanted[number] and inputs:
+            layers = _layers(number, inputs, ends, number >= spine)
+            for place, new, met in _back(number, inputs, layers, ends, wanted, number >= spine):
+                choices[number, place] = Choice(new, range(1 if number >= spine else number + 1, met))
+    return choices
+
+
+def _layers(number: int, inputs: Inputs, ends: Sequence[int], again: bool) -> list[int]:
+    """Where the walk may stand after `number` itself, after its A, after its B and after its C."""
+    layers = [1 << (number + 1)]
+    for place, given in enumerate(inputs):
+        stands = layers[-1]
+        after = 0
+        for q in _bits(stands):
+            if _may_stay(q, given, place > 0 or again):
+                after |= 1 << q
+            if q < len(ends) and _may_begin(q, given):
+                after |= ends[q]
+        layers.append(after)
+    return layers
+
+
+def _back(
+    number: int, inputs: Inputs, layers: list[int], ends: Sequence[int], wanted: list[int], again: bool
+) -> Iterator[tuple[int, tuple[int, ...], int]]:
+    """Every gap: the place, what is new there, and how many were met before if it may be one of these, else 0.
+
+    Only what leads to where the walk is `wanted` counts; where it is wanted after each input is added to that.
+    """
+    goal = layers[-1] & wanted[number]
+    for place in reversed(range(len(inputs))):
+        given, viable, met = inputs[place], 0, 0
+        new: list[int] = []
+        for q in _bits(layers[place]):
+            if goal >> q & 1 and _may_stay(q, given, place > 0 or again):
+                viable |= 1 << q
+                met = q
+            if q < len(ends) and _may_begin(q, given) and ends[q] & goal:
+                viable |= 1 << q
+                wanted[q] |= ends[q] & goal
+                new.append(q)
+        if given is None:
+            yield place, tuple(new), met
+        goal = viable
+
+
+def _may_begin(q: int, given: int | None) -> bool:
+    """Whether an input may be number q, met now for the first time."""
+    return given is None or given in (q, UNLISTED)
+
+
+def _may_stay(q: int, given: int | None, again: bool) -> bool:
+    """Whether an input may be one that was met before the walk stood before number q, so that it stays there."""
+    return again if given is None else given < q  # what is not listed may have no entry at all
+
+
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low

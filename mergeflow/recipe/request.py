@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from mergeflow.recipe.shapes import TreeOptions
 from mergeflow.recipe.tree import Rules
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from mergeflow.recipe.architecture import Architecture
     from mergeflow.recipe.modelset import ModelSet
+    from mergeflow.recipe.recorded import Merge
     from mergeflow.recipe.tree import Tree
 
 Missing = Literal["error", "skip", "base"]
@@ -95,6 +96,24 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class RecordedFile:
+    """A merged file, or the metadata of one, whose recipe is to be replayed."""
+
+    path: str
+    tool: Literal["webui", "mergeflow"]
+    check: bool = True
+    """Whether the sources must be the same."""
+    vaes: Mapping[str, str] = field(default_factory=dict)
+    """Models by the file names of the VAEs that the web UI baked in; `*` stands for any."""
+    given: Mapping[str, str] = field(default_factory=dict)
+    """What the recipe does not tell: models by `NODE.a`, `NODE.b` or `NODE.c`."""
+
+
+Recorded: TypeAlias = "Mapping[str, Merge] | RecordedFile"
+"""Merges by name, or the file to find them in."""
+
+
+@dataclass(frozen=True)
 class Request:
     """Everything that was asked for."""
 
@@ -113,6 +132,10 @@ class Request:
     """How lists become trees, where the method is `pairwise`."""
     rules: Rules = field(default_factory=Rules)
     """Whose arithmetic such trees are computed in."""
+    recorded: Recorded | None = None
+    """The tree that somebody has recorded, or the file that somebody has merged, for the target that is `recorded`."""
+    hashes: bool = False
+    """Whether sources are read whole for their SHA-256, so that outputs can name them by it."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +165,18 @@ class Target:
     parts: tuple[Part, ...]
     keys_from: str | None
     base: str | None
+    same_as: str | None = None
+    """A file whose tensors it must have, because it is that file's recipe that is replayed."""
+
+    def merged(self) -> tuple[str, ...]:
+        """Every checkpoint that has a part in it by its recipe, in the order in which they are first named."""
+        named = [id for part in self.parts for id in part.shares]
+        named += [id for part in self.parts if part.tree is not None for id in part.tree.baked]
+        return tuple(dict.fromkeys(named))
 
     def checkpoints(self) -> tuple[str, ...]:
         """Every checkpoint whose header it needs, in the order in which they are first named."""
-        named = [id for part in self.parts for id in part.shares]
-        named += [id for part in self.parts if part.tree is not None for id in part.tree.baked]
+        named = list(self.merged())
         named += [id for id in (self.keys_from, self.base) if id is not None]
         return tuple(dict.fromkeys(named))
 

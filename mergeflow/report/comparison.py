@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from mergeflow.compare.ulp import BOUNDS, ulp_dtype
+from mergeflow.compare.ulp import BOUNDS
 from mergeflow.report.comparison_json import NAME
 from mergeflow.tensors import si_bytes, some
 
@@ -137,7 +137,7 @@ def _peaks(comparison: Comparison) -> Table:
         _add_peak(rows, "max |a-b|", _number(found.largest.size), found.largest)
     if found.furthest:
         _add_peak(rows, "max ULP", _ulp(found.furthest.size), found.furthest)
-        units = Counter(ulp_dtype(tensor.a, tensor.b) for tensor in comparison.tensors)
+        units = Counter(tensor.unit for tensor in comparison.tensors)
         names = [f"{unit.code if unit else 'whole numbers'} in {count:,}" for unit, count in units.most_common()]
         rows.add_row("ULP", f"of {', '.join(names)} tensor(s)")
     if found.nonfinite:

@@ -94,6 +94,7 @@ def _tensor(tensor: KeyDifference) -> dict[str, Any]:
         "key": tensor.key,
         "component": tensor.component,
         "dtypes": [tensor.a.code, tensor.b.code],
+        "ulp_of": tensor.unit.code if tensor.unit else None,
         "shape": list(tensor.shape),
         **_sizes(found),
         "largest": _peak(found.largest),

@@ -31,8 +31,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*X"
 SHOWN_BINS = 9
 """The least number of bins on the axis: up to 128 ULP."""
+CROWDED = 14
+"""From so many bins on their labels stand upright."""
 DECADES = 2
-"""The least height of a logarithmic axis."""
+"""The least height of the logarithmic axis of shares."""
+ASIDE = 0.08
+"""How far the points of one component lie beside those of the next, in bins, so that none hides another."""
+MOST_LINEAR = 100
+"""How many times as large as the smallest the largest may be on an axis that begins at 0."""
 GAP = 1.0
 """Between the stages of a component, in blocks."""
 TICKS = 24
@@ -73,9 +79,10 @@ def draw(comparison: Comparison, path: str) -> None:
 
 def _shown(comparison: Comparison) -> list[Shown]:
     """The components to draw, in their order."""
-    worst = sorted(comparison.components, key=lambda part: -part.statistics.relative_l2)[:MOST_PANELS]
-    kept = [part for part in comparison.components if part in worst and part.statistics.elements]
+    some = [part for part in comparison.components if part.statistics.elements]
+    worst = {part.component for part in sorted(some, key=lambda part: -part.statistics.relative_l2)[:MOST_PANELS]}
     blocks = comparison.blocks()
+    kept = [part for part in some if part.component in worst]
     return [
         Shown(part, [block for block in blocks if block.component == part.component], colour, marker)
         for part, colour, marker in zip(kept, COLOURS, MARKERS, strict=False)
@@ -83,6 +90,7 @@ def _shown(comparison: Comparison) -> list[Shown]:
 
 
 def _title(figure: Figure, comparison: Comparison, left_out: int) -> None:
+    """Which files these are."""
     names = [Path(side.path).name for side in (comparison.a, comparison.b)]
     more = f"\n({left_out} component(s) are not shown)" if left_out else ""
     # A name may hold a $, which is not the beginning of a formula.
@@ -92,22 +100,21 @@ def _title(figure: Figure, comparison: Comparison, left_out: int) -> None:
 def _distances(axes: Axes, shown: Sequence[Shown]) -> None:
     """The histogram: a line for each component."""
     axes.set_title("How far apart elements are", loc="left", fontsize=11)
-    axes.set_xlabel("distance in ULP: 0, 1, 2, and up to each power of two")
+    axes.set_xlabel("distance in ULP: more than the number before, up to this one (Ki: 1,024)")
     axes.set_ylabel("share of the component's elements")
     if not shown:
         axes.text(0.5, 0.5, "nothing could be compared", ha="center", transform=axes.transAxes)
         return
-    last = max(
-        max(n for n, count in enumerate(part.difference.statistics.histogram) if count or not n) for part in shown
-    )
+    last = max(n for part in shown for n, count in enumerate(part.difference.statistics.histogram) if count or not n)
     last = max(last, SHOWN_BINS - 1)
     lowest = 1.0
-    for part in shown:
+    for number, part in enumerate(shown):
         found = part.difference.statistics
         shares = [count / found.elements or math.nan for count in found.histogram[: last + 1]]
         lowest = min([lowest, *(share for share in shares if share > 0)])
+        aside = ASIDE * (number - (len(shown) - 1) / 2)
         axes.plot(
-            range(last + 1),
+            [n + aside for n in range(last + 1)],
             shares,
             color=part.colour,
             marker=part.marker,
@@ -116,14 +123,14 @@ def _distances(axes: Axes, shown: Sequence[Shown]) -> None:
             label=part.difference.component,
         )
     axes.set_yscale("log")
-    axes.set_ylim(10 ** min(math.floor(math.log10(lowest)), -DECADES), 2)
+    axes.set_ylim(10 ** min(math.floor(math.log10(lowest)), -DECADES), 1.6)
     axes.yaxis.set_major_formatter(_percent)
     axes.set_xticks(
-        range(last + 1), [_bin_label(n) for n in range(last + 1)], rotation=45 if last > 12 else 0, fontsize=8
+        range(last + 1), [_bin_label(n) for n in range(last + 1)], rotation=0 if last < CROWDED else 90, fontsize=8
     )
     axes.grid(True, which="major", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
-    legend = axes.legend(loc="upper right", frameon=True, framealpha=0.9, fontsize=9)
+    legend = axes.legend(loc="best", frameon=True, framealpha=0.9, fontsize=9)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -146,49 +153,56 @@ def _depths(figure: SubFigure, shown: Sequence[Shown]) -> None:
     """The relative L2 difference of every block: a panel for each component, all on one scale."""
     if not shown:
         return
+    figure.suptitle("Where the differences are", x=0.07, ha="left", fontsize=11)
     figure.supylabel("relative L2 difference, |a - b| / |a|", fontsize=10)
     sizes = [block.statistics.relative_l2 for part in shown for block in part.blocks]
     sizes = [size for size in sizes if 0 < size < math.inf] or [1.0]
-    low, high = math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes)) + 0.1)
-    low = min(low, high - DECADES)
     panels = figure.subplots(len(shown), 1, squeeze=False, sharey=True)[:, 0]
+    if max(sizes) > MOST_LINEAR * min(sizes):
+        panels[0].set_yscale("log")
+        panels[0].set_ylim(10 ** math.floor(math.log10(min(sizes)) - 0.2), 2 * max(sizes))
+    else:
+        panels[0].set_ylim(0, 1.15 * max(sizes))
     for axes, part in zip(panels, shown, strict=True):
-        axes.set_yscale("log")
-        axes.set_ylim(10.0 ** (low - 0.5), 10.0 ** (high + 0.2))
-        _panel(axes, part, 10.0**low, 10.0**high)
+        _panel(axes, part)
     figure.supxlabel(
-        "number of the block below each stage; rest: all other tensors\n"
-        "hollow, at the bottom: no element differs      x, at the top: NaN, infinity or nothing but zeros in a",
-        fontsize=9,
+        "numbers are blocks, names what they are blocks of; rest: all other tensors of the component\n"
+        "hollow, at the bottom: no element differs       x, at the top: NaN or infinity, or a is nothing but zeros",
+        fontsize=8.5,
         color="0.35",
     )
 
 
-def _panel(axes: Axes, part: Shown, low: float, high: float) -> None:
+def _panel(axes: Axes, part: Shown) -> None:
     """One component: its blocks from left to right, a gap between one stage and the next."""
-    found = part.difference.statistics
-    axes.set_title(
-        f"{part.difference.component}: {share_of(found.differing, found.elements)} of {found.elements:,} elements "
-        f"differ, relative L2 {found.relative_l2:.2g}",
-        loc="left",
-        fontsize=10,
-        color=part.colour,
-        parse_math=False,
-    )
+    axes.set_title(_said(part.difference), loc="left", fontsize=10, color=part.colour, parse_math=False)
+    bottom, top = axes.get_ylim()
     places = _places(part.blocks)
     for place, block in zip(places, part.blocks, strict=True):
-        size, odd = block.statistics.relative_l2, block.statistics.nonfinite > 0
-        if odd or size == math.inf:
-            axes.plot(place, high, "x", color=part.colour, markersize=7, markeredgewidth=2)
-        elif not size:
-            axes.plot(place, low, part.marker, color=part.colour, markerfacecolor="white", markersize=5)
-        else:
-            axes.vlines(place, axes.get_ylim()[0], size, color=part.colour, linewidth=1.5, alpha=0.45)
-            axes.plot(place, size, part.marker, color=part.colour, markersize=5.5)
+        found = block.statistics
+        if found.nonfinite or found.relative_l2 == math.inf:
+            axes.plot(place, top, "x", color=part.colour, markersize=7, markeredgewidth=2, clip_on=False)
+            continue
+        size, face = max(found.relative_l2, bottom), part.colour if found.differing else "white"
+        axes.vlines(place, bottom, size, color=part.colour, linewidth=1.5, alpha=0.45)
+        axes.plot(
+            place, size, part.marker, color=part.colour, markerfacecolor=face, markersize=5.5, clip_on=False, zorder=3
+        )
     _name_blocks(axes, part.blocks, places)
     axes.grid(True, axis="y", which="major", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", labelsize=8)
+
+
+def _said(difference: Difference) -> str:
+    """A component in one line."""
+    found = difference.statistics
+    if not found.differing:
+        return f"{difference.component}: all {found.elements:,} elements are equal"
+    said = f"{difference.component}: {share_of(found.differing, found.elements)} of {found.elements:,} elements differ"
+    if found.nonfinite:
+        said += f", {found.nonfinite:,} by NaN or infinity"
+    return f"{said}, relative L2 {found.relative_l2:.2g}"
 
 
 def _places(blocks: Sequence[Block]) -> list[float]:

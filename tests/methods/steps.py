@@ -59,10 +59,12 @@ def same_values(one: Tensor, other: Tensor) -> bool:
 
 def _step(step: Step, operands: Sequence[Vector]) -> Vector:
     held = {step.dtype, *(operand.dtype for operand in operands)}
-    computed = np.float64 if Dtype.F64 in held and step.operation != "lerp" else np.float32
-    x, *rest = (operand.values.astype(computed) for operand in operands)
+    computed = np.dtype(np.float64 if Dtype.F64 in held and step.operation != "lerp" else np.float32)
+    wide: list[Array] = [operand.values.astype(computed) for operand in operands]
+    x, *rest = wide
+    made: Array
     if step.operation == "scale":
-        made = x * computed(step.factor)
+        made = x * np.array(step.factor, computed)
     elif step.operation == "round":
         made = x
     elif step.operation == "add":

@@ -13,7 +13,6 @@ import pytest
 
 import mergeflow
 from mergeflow.recipe.request import Budget, PartRequest, Policies
-from mergeflow.tensors import Dtype
 from tests.plan.builders import OPEN, SINGLE, USUAL, checkpoint, planned, problems
 
 ROOT = Path(__file__).parent.parent.parent
@@ -51,9 +50,18 @@ def test_an_output_holds_its_whole_recipe() -> None:
     said = metadata(MODELS, wanted, **ASKED, policies=Policies("skip", "ignore", "first", "propagate"))
     assert json.loads(said["mergeflow"]) == {
         "mergeflow": mergeflow.__version__,
+        "file": "made.safetensors",
         "architecture": "toy",
         "dtype": "bf16",
-        "keys": {"missing": "skip", "surplus": "ignore", "integers": "first", "from": "21", "base": None},
+        "keys": {
+            "rule": "strict",
+            "missing": "skip",
+            "surplus": "ignore",
+            "integers": "first",
+            "from": "21",
+            "base": None,
+        },
+        "position_ids": None,
         "nonfinite": "propagate",
         "components": {
             "text": {
@@ -64,7 +72,38 @@ def test_an_output_holds_its_whole_recipe() -> None:
             "image": {"method": "copy", "list": ["22"], "shares": {"22": "1"}},
         },
         "composites": {"11a": ["21", "22"]},
+        "trees": {},
+        "sources": {
+            one.id: {"name": one.path.rpartition("/")[2], "size": one.stat.size, "header": one.header.digest}
+            for one in MODELS
+        },
     }
+
+
+def test_a_tree_is_told_node_by_node() -> None:
+    said = json.loads(metadata(MODELS, **ASKED, method="pairwise")["mergeflow"])
+    assert said["trees"] == {
+        "models-2": {
+            "leaves": ["02", "21", "22", "01"],
+            "nodes": [
+                ["11a", [1, 2], 0.5, "weighted_sum", True, None],
+                ["models-1", [0, 4], 0.5, "weighted_sum", True, None],
+                ["models-2", [5, 3], 1 / 3, "weighted_sum", True, None],
+            ],
+        }
+    }
+    assert {"tree": "models-2", "arithmetic": "webui", "scalars": "opmath"}.items() <= said["components"][
+        "text"
+    ].items()
+
+
+def test_models_are_keyed_by_their_hash_where_it_is_known() -> None:
+    hashed = [replace(one, sha256=one.id * 32, legacy_hash="0123abcd") for one in MODELS]
+    said = metadata(hashed, **ASKED)
+    lineage = json.loads(said["sd_merge_models"])
+    assert list(lineage) == [id * 32 for id in ("02", "21", "22", "01")]
+    assert {model["legacy_hash"] for model in lineage.values()} == {"0123abcd"}
+    assert json.loads(said["mergeflow"])["sources"]["21"]["sha256"] == "21" * 32
 
 
 def test_the_recipe_is_json_that_no_web_ui_takes_for_a_dict() -> None:
@@ -75,7 +114,7 @@ def test_the_recipe_is_json_that_no_web_ui_takes_for_a_dict() -> None:
 def test_the_recipe_and_the_models_are_where_web_uis_look_for_them() -> None:
     said = metadata(MODELS, **ASKED)
     made = json.loads(said["sd_merge_recipe"])
-    assert made.pop("type") == "mergeflow"
+    assert (made.pop("type"), made.pop("custom_name")) == ("mergeflow", "made")
     assert made == json.loads(said["mergeflow"])
     assert json.loads(said["sd_merge_models"]) == {
         id: {"name": f"_x{id}-größe {id}.safetensors", "legacy_hash": None, "sd_merge_recipe": None}
@@ -201,8 +240,3 @@ def test_the_same_recipe_gives_the_same_bytes_in_any_process_at_any_time() -> No
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         said.add(done.stdout)
     assert len(said) == 1
-
-
-def test_the_dtype_of_the_sources_is_not_told_but_that_of_the_output_is() -> None:
-    narrow, wide = ([checkpoint(id, dtype=dtype) for id in "ab"] for dtype in (Dtype.F16, Dtype.F32))
-    assert metadata(narrow) == metadata(wide)

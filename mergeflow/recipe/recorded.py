@@ -1,0 +1,147 @@
+"""A recorded tree as a config writes it: every merge by its name, and of what it was made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from mergeflow.errors import ConfigError, MergeflowError, raise_all
+from mergeflow.recipe.tree import INPUTS, Formula, Node, Tree
+from mergeflow.tensors import some
+
+if TYPE_CHECKING:
+    from mergeflow.recipe.modelset import ModelSet
+
+FIELDS = ("a", "b", "c", "multiplier", "formula", "save_half", "bake")
+
+
+class Merge(NamedTuple):
+    """One recorded merge: what went into it by name, of other merges or of models."""
+
+    inputs: tuple[str, ...]
+    multiplier: float = 0.5
+    formula: Formula = "weighted_sum"
+    save_half: bool = True
+    bake: str | None = None
+    """The model whose VAE was baked in."""
+
+
+def read_merges(nodes: Mapping[str, object], vae: str | None) -> dict[str, Merge]:
+    """The merges that a config tells: `[A, B]`, `[A, B, M]` or a mapping with some of `FIELDS`, by name.
+
+    `vae` is baked in at every node that does not say otherwise. Raises all that is wrong together.
+    """
+    merges: dict[str, Merge] = {}
+    problems: list[MergeflowError] = []
+    for name, written in nodes.items():
+        try:
+            merges[name] = _merge(f"recipe.nodes.{name}", written, vae)
+        except ConfigError as error:
+            problems.append(error)
+    raise_all(problems)
+    return merges
+
+
+def _merge(where: str, written: object, vae: str | None) -> Merge:
+    told: Mapping[str, object]
+    if isinstance(written, Mapping):
+        told = written
+    elif isinstance(written, Sequence) and not isinstance(written, str) and len(written) in (2, 3):
+        told = dict(zip(("a", "b", "multiplier"), written, strict=False))
+    else:
+        raise ConfigError(f"{where} is neither [A, B], [A, B, M] nor a mapping of {', '.join(FIELDS)}")
+    if unknown := [key for key in told if key not in FIELDS]:
+        raise ConfigError(f"{where} has {some(unknown)}; a merge has {', '.join(FIELDS)}")
+    formula = told.get("formula", "weighted_sum")
+    if formula not in INPUTS:
+        raise ConfigError(f"{where} has the formula {formula!r}; choose {', '.join(INPUTS)}")
+    letters = ("a", "b", "c")[: INPUTS[formula]]
+    if any(letter not in told for letter in letters) or any(
+        letter in told for letter in "abc" if letter not in letters
+    ):
+        raise ConfigError(f"{where}: {formula} takes {', '.join(letters)}, and this has {', '.join(told) or 'nothing'}")
+    multiplier, save_half = told.get("multiplier", 0.5), told.get("save_half", True)
+    if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not math.isfinite(multiplier):
+        raise ConfigError(f"{where} has the multiplier {multiplier!r}, which is no number")
+    if not isinstance(save_half, bool):
+        raise ConfigError(f"{where} has save_half {save_half!r}; write true or false")
+    bake = told.get("bake", vae)
+    return Merge(
+        tuple(str(told[letter]) for letter in letters),
+        float(multiplier),
+        formula,
+        save_half,
+        None if bake is None else str(bake),
+    )
+
+
+def recorded_tree(merges: Mapping[str, Merge], models: ModelSet) -> Tree:
+    """The tree of `merges` over the checkpoints of `models`; raises all that is wrong together.
+
+    The result is the one merge that no other takes.
+    """
+    problems: list[MergeflowError] = []
+    leaves: dict[str, str] = {}
+    for name, merge in merges.items():
+        for wanted in (*merge.inputs, *([merge.bake] if merge.bake else [])):
+            if wanted not in merges or wanted == merge.bake:
+                try:
+                    leaves[wanted] = _checkpoint(wanted, models)
+                except MergeflowError as error:
+                    problems.append(ConfigError(f"recipe, {name}: {error}"))
+    taken = {wanted for merge in merges.values() for wanted in merge.inputs}
+    tops = [name for name in merges if name not in taken]
+    levels = _levels(merges)
+    if not merges:
+        problems.append(ConfigError("recipe.nodes is empty; give the merges of the tree"))
+    elif levels is None:
+        problems.append(ConfigError("recipe.nodes: a merge is made of itself; every merge comes after what it takes"))
+    elif len(tops) > 1:
+        problems.append(ConfigError(f"recipe.nodes has {len(tops)} results, {some(tops)}; a tree has one"))
+    raise_all(problems)
+    assert levels is not None
+    return _tree(merges, leaves, sorted(merges, key=levels.__getitem__))
+
+
+def _tree(merges: Mapping[str, Merge], leaves: Mapping[str, str], order: Sequence[str]) -> Tree:
+    """The tree whose nodes come in `order`, and whose leaves in that in which A before B leads to them."""
+    found: dict[str, None] = {}
+    seen: set[str] = set()
+    waiting = [order[-1]]
+    while waiting:
+        name = waiting.pop()
+        if name not in merges:
+            found[leaves[name]] = None
+        elif name not in seen:
+            seen.add(name)
+            waiting += reversed(merges[name].inputs)
+    places = {id: place for place, id in enumerate(found)}
+    at = {name: places[leaves[name]] for name in leaves if leaves[name] in places and name not in merges}
+    at |= {name: len(places) + rank for rank, name in enumerate(order)}
+    nodes = [
+        Node(name, tuple(at[one] for one in merge.inputs), merge.multiplier, merge.formula, merge.save_half, baked)
+        for name, merge in ((name, merges[name]) for name in order)
+        for baked in [leaves[merge.bake] if merge.bake else None]
+    ]
+    return Tree(tuple(found), tuple(nodes))
+
+
+def _levels(merges: Mapping[str, Merge]) -> dict[str, int] | None:
+    """The level of every merge, in the order of `merges` where equal; None if one is made of itself."""
+    levels: dict[str, int] = {}
+    waiting = dict(merges)
+    while waiting:
+        ready = [name for name, merge in waiting.items() if not any(one in waiting for one in merge.inputs)]
+        if not ready:
+            return None
+        for name in ready:
+            levels[name] = 1 + max(levels.get(one, 0) for one in waiting.pop(name).inputs)
+    return levels
+
+
+def _checkpoint(id: str, models: ModelSet) -> str:
+    found = models.find(id)
+    if found in models.composites:
+        raise ConfigError(f"'{found}' is a composite of {', '.join(models.composites[found])}; name one model")
+    return found
