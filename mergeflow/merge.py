@@ -10,30 +10,28 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mergeflow.errors import FormatError, MergeflowError, StorageError, raise_all
+from mergeflow.errors import IncompatibleSources, MergeflowError, StorageError, raise_all
 from mergeflow.execute.coverage import Coverage
-from mergeflow.execute.digest import TrailingDigest
+from mergeflow.execute.digest import TrailingDigest, digest_of_tensors
 from mergeflow.formats.safetensors import Safetensors
+from mergeflow.inputs import Inputs, silent
 from mergeflow.plan.make import make_plan
-from mergeflow.recipe.resolve import resolve
-from mergeflow.storage.local import LocalStore, exists, free_bytes, list_files, writable_problem
-from mergeflow.tensors import Checkpoint, si_bytes
+from mergeflow.storage.local import LocalStore, exists, free_bytes, writable_problem
+from mergeflow.tensors import si_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from mergeflow.interfaces import Draft, Executor, Format, Receipt, Store
+    from mergeflow.inputs import Progress
+    from mergeflow.interfaces import Draft, Executor, Receipt, Store
     from mergeflow.plan.plan import Plan
-    from mergeflow.recipe.request import Recipe, Request
+    from mergeflow.recipe.request import Request
 
 LOCAL = LocalStore()
-HEADERS_AT_ONCE = 8
-"""Headers are small and far apart: what a network file system charges for them is waiting, so they wait together."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +57,21 @@ class Result:
         return counts
 
 
-def open_plan(request: Request, store: Store = LOCAL) -> Plan:
+def open_plan(request: Request, store: Store = LOCAL, progress: Progress = silent) -> Plan:
     """Find the models, read their headers, decide everything.
 
     Raises `UsageError` if the request names what does not exist. Whatever else forbids the merge (bad files,
-    sources that disagree, an output that exists) is in `plan.problems`, all of it.
+    sources that disagree, an output that exists) is in `plan.problems`, all of it. `progress` is told what is read
+    of whole files, where they have to be hashed.
     """
     format = Safetensors()
-    recipe = resolve(request, _files_of(request.models.dir))
-    checkpoints, problems = _headers(recipe, store, format)
+    inputs = Inputs(request, store, format, progress)
+    recipe = inputs.recipe()
+    checkpoints, problems = inputs.checkpoints(recipe)
     plan = make_plan(recipe, checkpoints, format, request.out)
     problems += plan.problems
     problems += _output_problems(plan, request)
-    return replace(plan, problems=tuple(problems))
-
-
-def _files_of(directory: str) -> list[str]:
-    try:
-        return list_files(directory) if directory else []
-    except StorageError as error:
-        raise StorageError(f"models.dir: {error}") from error
+    return replace(plan, problems=tuple(problems), notes=inputs.notes + plan.notes)
 
 
 def run(
@@ -116,6 +109,7 @@ def run(
         coverage.check()
         digests = digest.result()
         _unchanged(plan, store)
+        _same_as_recorded(plan, digests, store)
         _commit(drafts)
     finally:
         if digest is not None:
@@ -147,43 +141,6 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _headers(recipe: Recipe, store: Store, format: Format) -> tuple[list[Checkpoint], list[MergeflowError]]:
-    """The checkpoints whose headers can be read, and what is wrong with the others."""
-
-    def open_one(id: str) -> Checkpoint | MergeflowError:
-        try:
-            return _open(id, recipe.models.paths[id], store, format)
-        except MergeflowError as error:
-            return error
-
-    with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
-        opened = list(pool.map(open_one, recipe.checkpoints()))
-    return (
-        [checkpoint for checkpoint in opened if isinstance(checkpoint, Checkpoint)],
-        [error for error in opened if isinstance(error, MergeflowError)],
-    )
-
-
-def _open(id: str, path: str, store: Store, format: Format) -> Checkpoint:
-    try:
-        stat = store.stat(path)
-        reader = store.reader(path)
-    except StorageError as error:
-        raise StorageError(f"model {id}: {error}") from error
-
-    def read(offset: int, count: int) -> bytes:
-        buffer = bytearray(count)
-        reader.read_into(memoryview(buffer), offset)
-        return bytes(buffer)
-
-    try:
-        return Checkpoint(id, path, stat, format.parse(read, stat.size))
-    except FormatError as error:
-        raise FormatError(f"model {id}: {path} cannot be used: {error}") from error
-    finally:
-        reader.close()
 
 
 def _output_problems(plan: Plan, request: Request) -> list[MergeflowError]:
@@ -236,3 +193,20 @@ def _unchanged(plan: Plan, store: Store) -> None:
         if store.stat(checkpoint.path) != checkpoint.stat
     ]
     raise_all(changed)
+
+
+def _same_as_recorded(plan: Plan, digests: Sequence[str], store: Store) -> None:
+    """A recipe that is replayed makes the tensors of the file it was read from, or its sources are not the same."""
+    different = []
+    for output, digest in zip(plan.outputs, digests, strict=True):
+        path = output.target.same_as
+        recorded = digest if path is None else digest_of_tensors(path, store)
+        if recorded != digest:
+            different.append(
+                IncompatibleSources(
+                    f"the tensors of {output.target.file} are not those of {path}, whose recipe this is: their "
+                    f"SHA-256 is {digest[:16]}..., not {recorded[:16]}...; a source has other values than then; find "
+                    "the file of then, or choose recipe.check=false to have what is made now"
+                )
+            )
+    raise_all(different)

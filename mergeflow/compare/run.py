@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 LOCAL = LocalStore()
 LONGEST_READ = 4 << 20
 """Bytes of one tensor that are read at once: longer reads do not make storage faster."""
+MOST_THREADS = 8
+"""Unless more are asked for: beyond, they only take the interpreter from each other."""
 BATCH = 2 * LONGEST_READ
 """Bytes of both files that one thread reads before it reports: small tensors are not worth a report each."""
 
@@ -101,11 +103,11 @@ def compare_pair(
 ) -> Comparison:
     """Read what both files have in common, once, and count; `progress` is told the bytes read as they come.
 
-    So many `threads` read and count at a time, one for each core by default; each takes two times `LONGEST_READ` bytes
-    and a few MiB for arithmetic. Their number does not change the result. Raises `StorageError` if a file cannot be
-    read or was changed meanwhile, `ConfigError` if there are no threads.
+    So many `threads` read and count at a time, by default one for each core up to `MOST_THREADS`; each takes two times
+    `LONGEST_READ` bytes and a few MiB for arithmetic. Their number does not change the result. Raises `StorageError`
+    if a file cannot be read or was changed meanwhile, `ConfigError` if there are no threads.
     """
-    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    threads = min(len(os.sched_getaffinity(0)), MOST_THREADS) if threads is None else threads
     if threads < 1:
         raise ConfigError(f"threads={threads} would compare nothing; use 1 or more")
     began = time.perf_counter()

@@ -24,7 +24,7 @@ BOUNDS = (0, *(1 << power for power in range(33)))
 """The largest distance in each bin of a histogram; one more bin takes what is beyond the last."""
 BINS = len(BOUNDS) + 1
 FURTHEST = torch.iinfo(torch.int64).max
-"""ULP; what is further apart, as only values of 64 bits can be, counts as this far."""
+"""ULP; what is further apart, as only values of 64 bits can be, counts as this far (so do differences of integers)."""
 SIGNIFICANT_BITS = {
     Dtype.F64: 53,
     Dtype.F32: 24,

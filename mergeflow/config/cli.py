@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import sys
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,11 +20,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mergeflow.config import schema
-from mergeflow.config.convert import to_architecture, to_config, to_request
+from mergeflow.config.convert import absolute, to_architecture, to_config, to_pair, to_request
 from mergeflow.config.words import in_plain_words, misread_numbers, quote_texts
 from mergeflow.errors import MergeflowError, raise_all
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from omegaconf import DictConfig
 
     from mergeflow.interfaces import Executor
@@ -90,12 +95,15 @@ def _do(composed: DictConfig) -> None:
     config = to_config(composed)
     if runtime.mode == RunMode.MULTIRUN:
         config.out = runtime.runtime.output_dir
+    if config.job is schema.Job.compare:
+        _compare(config)
+        return
     request = to_request(config)
     if config.models.demo:
         _make_demo(request.models.dir)
     from mergeflow.merge import open_plan
 
-    plan = open_plan(request)
+    plan = open_plan(request, progress=_hashing)
     if config.job is schema.Job.plan:
         _show(plan)
         return
@@ -126,6 +134,38 @@ def _merge(plan: Plan, executor: Executor, out: str) -> None:
         Outcome.finished += 1
     write_manifest(manifest(result, executor.name), out)
     show(summary(result))
+
+
+def _hashing(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """The progress of reading whole files; none is shown where all are known already."""
+    from mergeflow.report.progress import MergeProgress
+
+    return MergeProgress(total, "hashing") if total else nullcontext(lambda _: None)
+
+
+def _compare(config: schema.Config) -> None:
+    """Tell how two checkpoints differ: a table here, JSON and a picture in `out`."""
+    from mergeflow.compare.run import compare_pair, open_pair
+    from mergeflow.report.comparison import table
+    from mergeflow.report.comparison_json import to_json, write_json
+    from mergeflow.report.console import show
+    from mergeflow.report.progress import MergeProgress
+
+    a, b = to_pair(config)
+    pair = open_pair(a, b, to_architecture(config.arch))
+    with MergeProgress(pair.bytes_to_read, "comparing") as progress:
+        comparison = compare_pair(pair, progress=progress)
+    out = absolute(config.out)
+    written = [str(write_json(to_json(comparison), out))]
+    if find_spec("matplotlib") is None:
+        log.info("no picture was drawn; pip install 'mergeflow[plots]' draws one")
+    elif comparison.total.tensors:
+        from mergeflow.report.comparison_picture import draw
+
+        written.append(f"{out}/compare.png")
+        draw(comparison, written[-1])
+    show(table(comparison))
+    show(f"\nwritten {' and '.join(written)}")
 
 
 def _executor(wanted: schema.Executor, request: Request) -> Executor:

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from omegaconf import OmegaConf
 
@@ -14,7 +14,8 @@ from mergeflow.config import schema
 from mergeflow.errors import ConfigError, MergeflowError, raise_all
 from mergeflow.plan.tiles import SCRATCH
 from mergeflow.recipe.architecture import Architecture, architecture
-from mergeflow.recipe.request import Budget, ModelSource, PartRequest, Policies, Request, TargetRequest
+from mergeflow.recipe.recorded import read_merges
+from mergeflow.recipe.request import Budget, ModelSource, PartRequest, Policies, RecordedFile, Request, TargetRequest
 from mergeflow.recipe.shapes import TreeOptions
 from mergeflow.recipe.tree import Rules
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from omegaconf import DictConfig
+
+    from mergeflow.recipe.request import Recorded
 
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -54,9 +57,16 @@ def to_request(config: schema.Config) -> Request:
         built = to_architecture(config.arch)
     except MergeflowError as error:
         problems.append(error)
+    recorded = None
+    try:
+        recorded = to_recorded(config.recipe)
+    except MergeflowError as error:
+        problems.append(error)
     if not config.models.dir and not config.models.files:
         problems.append(ConfigError("there are no models: give models.dir=DIR, or models.files"))
     problems += _without_effect(config.method)
+    if config.a or config.b:
+        problems.append(ConfigError("a= and b= are for job=compare, and have no effect on another job"))
     if not config.out:
         problems.append(ConfigError("out is empty; give out=DIR"))
     raise_all(problems)
@@ -80,7 +90,29 @@ def to_request(config: schema.Config) -> Request:
         overwrite=config.overwrite,
         tree=to_tree_options(config.method),
         rules=Rules(config.method.arithmetic.value, config.method.scalars.value),
+        recorded=recorded,
+        hashes=config.hashes,
     )
+
+
+def to_pair(config: schema.Config) -> tuple[str, str]:
+    """The two files to compare, in absolute paths; raises `ConfigError`."""
+    if not config.a or not config.b:
+        raise ConfigError("job=compare needs two files: give a=FILE b=FILE")
+    return absolute(config.a), absolute(config.b)
+
+
+def to_recorded(recipe: schema.Recipe) -> Recorded | None:
+    """The recorded tree, or where it is told; None if there is none. Raises `ConfigError`."""
+    if recipe.kind is None:
+        return None
+    if recipe.kind is schema.RecipeKind.nodes:
+        return read_merges(recipe.nodes, recipe.vae)
+    if not recipe.file:
+        raise ConfigError("recipe.file is not set; give recipe.file=PATH, a merged file or its metadata as .json")
+    vaes = recipe.vaes | ({"*": recipe.vae} if recipe.vae else {})
+    tool: Literal["webui", "mergeflow"] = "webui" if recipe.kind is schema.RecipeKind.webui else "mergeflow"
+    return RecordedFile(absolute(recipe.file), tool, recipe.check, vaes, recipe.given)
 
 
 def to_tree_options(method: schema.Method) -> TreeOptions:
@@ -167,6 +199,7 @@ def _target(name: str, target: schema.Target) -> TargetRequest:
         components={label: PartRequest(part.selection, part.model) for label, part in target.components.items()},
         keys_from=target.keys_from,
         base=target.base,
+        recorded=target.recorded,
     )
 
 

@@ -16,10 +16,19 @@ SCHEMA = "schema"
 
 
 class Job(Enum):
-    """What to do: merge, or show the plan and stop."""
+    """What to do: merge; or show the plan and stop; or tell how two checkpoints differ."""
 
     merge = "merge"
     plan = "plan"
+    compare = "compare"
+
+
+class RecipeKind(Enum):
+    """Where a recorded tree is told: in the config, or in a file that a tool has merged."""
+
+    nodes = "nodes"
+    webui = "webui"
+    file = "file"
 
 
 class MethodName(Enum):
@@ -161,11 +170,35 @@ class Target:
     """One wanted output."""
 
     file: str = MISSING
+    """A name; empty for that of the recorded file, where a recipe is replayed."""
     dtype: OutputDtype | None = None
     selection: str | None = None
     components: dict[str, Part] = field(default_factory=dict)
     keys_from: str | None = None
     base: str | None = None
+    recorded: bool = False
+    """Whether the tree of `recipe` makes all of it."""
+
+
+@dataclass
+class Recipe:
+    """A recorded tree."""
+
+    kind: RecipeKind | None = None
+    name: str = ""
+    """What the output is called."""
+    file: str | None = None
+    """The merged file, or the metadata of one as JSON."""
+    check: bool = True
+    """Whether the sources must be shown to be the same."""
+    nodes: dict[str, Any] = field(default_factory=dict)
+    """Merges by name: `[A, B]`, `[A, B, M]` or a mapping; see `recipe.recorded.read_merges`."""
+    vae: str | None = None
+    """The model whose VAE is baked in: at every node that does not say otherwise, or where the file tells of any."""
+    vaes: dict[str, str] = field(default_factory=dict)
+    """Models by the file name of the VAE that the web UI baked in."""
+    given: dict[str, str] = field(default_factory=dict)
+    """Models that the file does not tell, by `NODE.a`, `NODE.b` or `NODE.c`."""
 
 
 @dataclass
@@ -218,19 +251,24 @@ class Config:
     target: dict[str, Target] = field(default_factory=dict)
     method: Method = field(default_factory=Method)
     executor: Executor = field(default_factory=Executor)
+    recipe: Recipe = field(default_factory=Recipe)
     experiment: Any = None
     job: Job = Job.merge
+    a: str | None = None
+    b: str | None = None
     out: str = MISSING
     overwrite: bool = False
     dtype: OutputDtype | None = None
     keys: Keys = field(default_factory=Keys)
     position_ids: PositionIds | None = None
     nonfinite: Nonfinite = Nonfinite.error
+    hashes: bool = False
 
 
 def register() -> None:
     """Tell Hydra of the schema, which `conf/config.yaml` names first in its defaults."""
     node = OmegaConf.structured(Config)
-    for ids in (node.models.files, node.models.composites, node.method.multipliers):
+    names = (node.models.files, node.models.composites, node.method.multipliers)
+    for ids in (*names, node.recipe.nodes, node.recipe.vaes, node.recipe.given):
         OmegaConf.set_struct(ids, False)  # the user's own names: they are not added, they are given
     ConfigStore.instance().store(name=SCHEMA, node=node)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from hydra.conf import ConfigSourceInfo
 
 _TEXTS = re.compile(
-    r"(?P<name>\+{0,2}(?:out|models\.(?:dir|pattern|files\.[^=]+)|selection\.[^=]+|target\.[^=.]+\.file))=(?P<value>.+)",
+    r"(?P<name>\+{0,2}(?:out|a|b|recipe\.(?:file|name|vaes\.[^=]+|given\.[^=]+)|models\.(?:dir|pattern|files\.[^=]+)"
+    r"|selection\.[^=]+|target\.[^=.]+\.file))=(?P<value>.+)",
     re.DOTALL,
 )
 """Options whose values are text as it stands: paths and names of files, and lists of ids."""

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import torch
 
 from mergeflow.errors import UnmergeableValues
+from mergeflow.execute.block import torch_dtype
 from mergeflow.interfaces import Rows, RowsDiffer
 from mergeflow.methods.exact import INTEGER_VIEW
 from mergeflow.methods.registry import method_of
 from mergeflow.plan.tiles import PIECE
-from mergeflow.tensors import some
+from mergeflow.tensors import Dtype, some
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -156,11 +157,30 @@ class Arithmetic:
         (method.skip if self._plan.nonfinite == "skip" else method.merge)(rows, cell.shares, exact)
         at = int(bad.nonzero()[0])
         value = float(exact[at])
-        wider = [name for name, dtype in WIDER if _holds(dtype, value)]
+        if cell.steps and not math.isfinite(value):
+            self._overflow_within(piece, cell, rows, at)
+        wider = _wider(value)
         remedy = f"choose dtype={' or dtype='.join(wider)}" if wider else "no dtype of an output holds it"
         raise UnmergeableValues(
             f"'{piece.strip.key}' overflows {cell.dtype.code}: the value of element {piece.start + at:,} is {value:g}, "
             f"and {cell.dtype.code} holds up to {torch.finfo(out.dtype).max:,g}; {remedy}"
+        )
+
+    def _overflow_within(self, piece: Piece, cell: Cell, rows: Rows, at: int) -> NoReturn:
+        """What a tree has lost on the way to its top, no dtype of the output brings back."""
+        exact = torch.empty(len(rows.values[0]), dtype=torch.float64)
+        unrounded = tuple(step._replace(dtype=Dtype.F64) for step in cell.steps)
+        method_of(cell.method, unrounded).merge(rows, cell.shares, exact)
+        value = float(exact[at])
+        most, code = min((torch.finfo(torch_dtype(step.dtype)).max, step.dtype.code) for step in cell.steps)
+        wider = [] if _holds(torch_dtype(cell.dtype), value) else _wider(value)
+        remedy = (
+            f"choose method.arithmetic=float64, or method.save_half=false where the models are wider than {code}"
+            + (f", and dtype={' or dtype='.join(wider)}" if wider else "")
+        )
+        raise UnmergeableValues(
+            f"'{piece.strip.key}' overflows {code} within its tree: element {piece.start + at:,} would come to "
+            f"{value:g}, but a merge on the way makes more of it than the {most:,g} that {code} holds; {remedy}"
         )
 
     def _not_finite(self, piece: Piece, cell: Cell) -> NoReturn:
@@ -193,6 +213,10 @@ class Arithmetic:
 
     def _model(self, piece: Piece, row: int) -> str:
         return self._plan.checkpoints[piece.strip.sources[row]].id
+
+
+def _wider(value: float) -> list[str]:
+    return [name for name, dtype in WIDER if _holds(dtype, value)]
 
 
 def _holds(dtype: torch.dtype, value: float) -> bool:

@@ -20,6 +20,24 @@ if TYPE_CHECKING:
 
 STEP = 1 << 20
 """Bytes hashed at a time."""
+LENGTH = 8
+"""Bytes in which a safetensors file tells how long its header is."""
+
+
+def digest_of_tensors(path: str, store: Store) -> str:
+    """SHA-256 in hex of all that comes after the header of a safetensors file; raises `StorageError`."""
+    digest = hashlib.sha256()
+    size = store.stat(path).size
+    buffer = memoryview(bytearray(STEP))
+    with closing(store.reader(path)) as reader:
+        reader.read_into(buffer[:LENGTH], 0)
+        position = LENGTH + int.from_bytes(buffer[:LENGTH], "little")
+        while position < size:
+            view = buffer[: min(STEP, size - position)]
+            reader.read_into(view, position)
+            digest.update(view)
+            position += len(view)
+    return digest.hexdigest()
 
 
 class TrailingDigest:

@@ -33,6 +33,8 @@ SKIPPED = "cond_stage_model.transformer.text_model.embeddings.position_ids"
 """The only key that the web UI names as not to be merged: that of Stable Diffusion 1."""
 CLIP = "cond_stage_model.transformer."
 TURBO = "conditioner.embedders.0.model.ln_final.weight"
+NEVER_BAKED = ("model_ema.decay", "model_ema.num_updates")
+"""What the web UI drops from the file of a VAE, beside all that begins with `loss`."""
 PROMOTED = {Dtype.F64: 3, Dtype.F32: 2, Dtype.BF16: 1, Dtype.F16: 1}
 """Ranks of dtypes; two different ones of 16 bits meet in fp32."""
 SIXTEEN_BITS = (Dtype.F16, Dtype.BF16)
@@ -125,7 +127,11 @@ class _Tool:
         value = self.graph.row(source, dtype)
         if dtype is Dtype.C64 or (dtype.is_fp8 and self._arithmetic in ("webui", "supermerger")):
             self.graph.refuse(value)
-        return value if self._load is None or not dtype.is_float else self.graph.rounded(value, self._load)
+        if self._load is None or not dtype.is_float:
+            return value
+        if dtype is Dtype.F64:
+            value = self.graph.rounded(value, Dtype.F32)  # as torch does, whatever it loads fp64 as
+        return self.graph.rounded(value, self._load)
 
     def node(self, node: Node, inputs: Sequence[int | None]) -> int | None:
         """What `node` makes of A, B and C, each of which may be lacking."""

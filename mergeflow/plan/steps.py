@@ -77,15 +77,16 @@ class Graph:
         return value if self.values[value].dtype is dtype else self.do("round", (value,), dtype, kept)
 
     def refuse(self, value: int) -> None:
-        """Nothing can be made of `value`; that matters only if it is needed."""
+        """No operation takes the row `value`; that matters only where one would, since files carry anything."""
         self._refused[value] = Refused(self.values[value].source, self.values[value].dtype)
 
     def grown(self, top: int) -> Grown:
         """The steps that make `top`, and of what; raises `Refused`."""
         order = self._order(top)
         for value in order:
-            if value in self._refused:
-                raise self._refused[value]
+            for one in self.values[value].inputs:
+                if one in self._refused:
+                    raise self._refused[one]
         rows = self._rows(order or [top])
         steps = self._steps(order, rows)
         return Grown(tuple(steps), tuple(rows), self.values[top].kept)
@@ -99,8 +100,6 @@ class Graph:
         need = self._needs()
         order: list[int] = []
         done = {number for number, value in enumerate(self.values) if value.operation is None}
-        refused = [number for number in self._refused if number in done]
-        done -= set(refused)  # so that a row that is refused is come across
         stack = [top]
         while stack:
             number = stack[-1]

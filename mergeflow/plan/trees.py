@@ -83,19 +83,37 @@ class TreePart:
             id: (source, header[case.key])
             for id, source, header in zip(models.ids, models.sources, models.headers, strict=True)
         }
-        if models.ids and self._is_copied(case):
-            copied = self._agreement.copied(case, models)
-            if copied is not None and same_shape(case, models, [info for _, info in rows.values()], self._findings):
-                return copied
-        return self._made(case, role, rows, vaes)
+        if models.ids and self._is_copied(case) and (copied := self._agreement.copied(case, models)) is not None:
+            shapes_agree = same_shape(case, models, [info for _, info in rows.values()], self._findings)
+            return copied if shapes_agree else None
+        return self._made(case, role, self._replaced(case, vaes) | rows, vaes)
 
     def _baked(self, case: Case) -> Rows:
         """The VAEs that have this key, under its own name or without the prefix of a checkpoint."""
-        found = {}
+        found: Rows = {}
+        name = case.key.removeprefix(VAE)
+        if name.startswith("loss") or name in rules.NEVER_BAKED:
+            return found
         for id, source, header in zip(self._vaes.ids, self._vaes.sources, self._vaes.headers, strict=True):
-            info = header.get(case.key) or header.get(case.key.removeprefix(VAE))
+            info = header.get(case.key) or header.get(name)
             if info is not None:
                 found[id] = (source, info)
+        return found
+
+    def _replaced(self, case: Case, vaes: Rows) -> Rows:
+        """The leaves below the VAEs: a VAE replaces only what is there, so whether there is anything must be known.
+
+        They are not read. Where the architecture says which keys there are, each counts as having them.
+        """
+        if not vaes:
+            return {}
+        any_vae = next(iter(vaes.values())) if self._strict else None
+        below = self._leaves.where([not reached for reached in self._reached(frozenset(vaes))])
+        found = {}
+        for id, source, header in zip(below.ids, below.sources, below.headers, strict=True):
+            row = (source, header[case.key]) if case.key in header else any_vae
+            if row is not None:
+                found[id] = row
         return found
 
     def _reached(self, baked: frozenset[str]) -> list[bool]:
@@ -143,7 +161,7 @@ class TreePart:
             try:
                 self._grown[signature] = rules.grow(self._tree, leaves, baked, role, self._rules, load)
             except Refused as error:
-                self._refuse(case, error)
+                self._refuse(case, error, rows, vaes)
                 return None
         grown = self._grown[signature]
         return None if grown is None else self._wanted(case, grown, rows, vaes)
@@ -156,7 +174,7 @@ class TreePart:
         return None if found is None else (found[0], found[1].dtype)
 
     def _wanted(self, case: Case, grown: Grown, rows: Rows, vaes: Rows) -> Wanted | None:
-        by_source = {source: (id, info) for id, (source, info) in (rows | vaes).items()}
+        by_source = {source: (id, info) for id, (source, info) in (*rows.items(), *vaes.items())}
         used = [by_source[source] for source in grown.sources]
         infos = tuple([info for _, info in used])
         if not same_shape(case, self._agreement.models([id for id, _ in used]), infos, self._findings):
@@ -169,10 +187,8 @@ class TreePart:
             case.key, case.component, infos[0].shape, dtype, method, grown.sources, infos, shares, grown.steps
         )
 
-    def _refuse(self, case: Case, error: Refused) -> None:
-        id = next(
-            id for id, source in zip(self._leaves.ids, self._leaves.sources, strict=True) if source == error.source
-        )
+    def _refuse(self, case: Case, error: Refused, rows: Rows, vaes: Rows) -> None:
+        id = next(id for id, (source, _) in (*rows.items(), *vaes.items()) if source == error.source)
         tool = {"webui": "the web UI"}.get(self._rules.arithmetic, self._rules.arithmetic)
         why = f"in {error.dtype.code}, which {tool} cannot merge; choose method.arithmetic=float32, or leave it out"
         self._findings.refused(id, case, why)

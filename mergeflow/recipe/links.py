@@ -1,4 +1,4 @@
-"""From hashes to models: what every recorded merge was made of, by record, by inference, or because somebody says so."""
+"""What every recorded merge was made of: by its hashes, by inference where one is missing, or as somebody says."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ class _Linker:
         """The merge, and how it is known, or why it is not, what was not recorded."""
         if below is not None:
             how = "the order of the entries" if self._found.explained else "its name only"
-            return _noted(merge, f"{merge.place(place)} was recorded without a hash; by {how} it is {self.models[below]}")
+            return _noted(
+                merge, f"{merge.place(place)} was recorded without a hash; by {how} it is {self.models[below]}"
+            )
         order, names = self._shown(doubt.order if doubt else ()), self._shown(doubt.names if doubt else ())
         if order and names and doubt and not set(doubt.order) & set(doubt.names):
             why = f"by the order of the entries it is {order}, but by the names it is {names}"
@@ -132,7 +134,9 @@ def _said(
             problems.append(ConfigError(f"given: there is no merge '{name}' for '{key}'{nearest(name, merges)}"))
         elif not 0 <= place < len(references[merges[name]] or ()):
             letters = ", ".join(LETTERS[: len(references[merges[name]] or ())])
-            problems.append(ConfigError(f"given: '{name}' has no input '{letter}' for '{key}', only {letters or 'none'}"))
+            problems.append(
+                ConfigError(f"given: '{name}' has no input '{letter}' for '{key}', only {letters or 'none'}")
+            )
         else:
             meant = _meant(value, models, words)
             if len(meant) > 1:

@@ -21,6 +21,7 @@ from mergeflow.recipe.request import (
     Part,
     Policies,
     PositionIds,
+    RecordedFile,
     Recipe,
     Surplus,
     Target,
@@ -77,6 +78,11 @@ class Replay:
         except (Unreadable, KeyError, TypeError, ValueError, ZeroDivisionError, RecursionError) as error:
             raise ConfigError(f"recipe.file={path}: its recipe is not as mergeflow writes it ({error})") from error
 
+    @property
+    def hashed(self) -> bool:
+        """Whether the recipe knows its sources by the hash of their whole files."""
+        return any(source.sha256 is not None for source in self._sources.values())
+
     def recipe(self, request: Request) -> Recipe:
         """The recorded recipe for the only target of `request`, which names no file if it is to be called as then."""
         problems = []
@@ -93,7 +99,8 @@ class Replay:
         if len(request.targets) != 1:
             problems.append(ConfigError("recipe=file makes one output; give target=recorded and no other"))
         raise_all(problems)
-        target = self._target(request.targets[0])
+        check = isinstance(request.recorded, RecordedFile) and request.recorded.check
+        target = self._target(request.targets[0], check)
         return Recipe(self._models, request.architecture, (target,), self.policies, request.budget)
 
     def differences(self, checkpoints: Iterable[Checkpoint]) -> list[str]:
@@ -132,14 +139,15 @@ class Replay:
             )
         return found
 
-    def _target(self, wanted: TargetRequest) -> Target:
+    def _target(self, wanted: TargetRequest, check: bool) -> Target:
         told, keys = self._told, _mapping(self._told["keys"])
         single = {role: None if keys[role] is None else self._local[_text(keys[role])] for role in ("from", "base")}
         file = wanted.file or _text(told["file"])
         if "/" in file or not file.endswith(".safetensors"):
             raise ConfigError(f"recipe.file={self._path} names the output '{file}'; give target.recorded.file=NAME")
         dtype = _one_of(told["dtype"], tuple(OUTPUT_DTYPES))
-        return Target(wanted.name, file, dtype, self._parts, single["from"], single["base"])
+        same_as = self._path if check and not self._path.endswith(".json") else None
+        return Target(wanted.name, file, dtype, self._parts, single["from"], single["base"], same_as)
 
     def _part(self, component: str, told: Any) -> Part:
         told = _mapping(told)

@@ -176,6 +176,10 @@ def _tree_contradictions(request: Request, recorded: bool) -> Iterator[Mergeflow
         yield ConfigError("recipe= has no effect: no target is made of the recorded tree; use target=recorded")
     if targets and not recorded:
         yield ConfigError(f"target '{targets[0]}' is made of a recorded tree; give recipe=x39a, webui or file")
+    if targets and len(targets) == len(request.targets) and (tree.shape, tree.bake) != ("balanced", "none"):
+        yield ConfigError(
+            "method.shape and method.bake have no effect on a recorded tree, which tells both; leave them"
+        )
     if policies.nonfinite == "skip" and pairwise:
         yield ConfigError("nonfinite=skip has no meaning for a tree; use error or propagate, or method=uniform")
     if policies.keys == "webui" and not pairwise:

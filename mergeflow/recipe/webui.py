@@ -12,7 +12,7 @@ import re
 from reprlib import Repr
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mergeflow.errors import ConfigError, FormatError, MergeflowError
+from mergeflow.errors import ConfigError, FormatError
 from mergeflow.recipe.links import linked
 from mergeflow.recipe.matching import matched
 from mergeflow.recipe.merges import Merge, Model, Recorded
@@ -20,7 +20,7 @@ from mergeflow.recipe.naming import MAX_NAME, printable, stem
 from mergeflow.recipe.tree import INPUTS, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from mergeflow.recipe.tree import Formula
 
@@ -44,6 +44,8 @@ UNSUPPORTED = {
 """Fields that must be empty, and what the web UI does where they are not."""
 KNOWN = {"type", "interp_method", "multiplier", "save_as_half", "bake_in_vae", *HASHES, *UNSUPPORTED}
 KNOWN |= {"custom_name", "config_source"}  # a name, and whose YAML file was copied: nothing about weights
+
+NO_VAE = (None, "", "None")
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _SHORT = Repr()
@@ -77,8 +79,24 @@ def recorded(metadata: Mapping[str, str], name: str = "merged", given: Mapping[s
             f"'{printable(name)}' was merged by {_tool(recipe)}, and only what the web UI merged "
             f"(type '{TYPE}') can be replayed"
         )
-    rows = [(_SHA256_OF_TOP, {"name": name, RECIPE: recipe})]
-    ...
+    rows = [("", {"name": name, RECIPE: recipe}), *((key, entry) for key, entry in entries.items() if key != NO_HASH)]
+    taken: dict[str, int] = {}
+    read = [_read(key, entry if isinstance(entry, dict) else {}, taken) for key, entry in rows]
+    return linked(
+        [row.model for row in read],
+        [row.references for row in read],
+        {number: row.texts for number, row in enumerate(read)},
+        ordered=NO_HASH not in entries,
+        given=given or {},
+    )
+
+
+class _Row(NamedTuple):
+    """One entry, read."""
+
+    model: Model
+    references: tuple[str | None, ...] | None = ()
+    texts: tuple[str, ...] = ()
 
 
 def _table(metadata: Mapping[str, str], key: str, name: str) -> dict[str, Any] | None:
@@ -94,3 +112,83 @@ def _table(metadata: Mapping[str, str], key: str, name: str) -> dict[str, Any] |
     if not isinstance(found, dict):
         raise FormatError(f"the {key} of '{printable(name)}' is not a table but {_SHORT.repr(found)}")
     return found
+
+
+def _read(key: str, entry: dict[str, Any], taken: dict[str, int]) -> _Row:
+    """What one entry says of its model; `taken` are the names that merges have already."""
+    file, legacy, recipe = entry.get("name"), entry.get("legacy_hash"), entry.get(RECIPE)
+    name = stem(file) if isinstance(file, str) else ""
+    model = Model(name, _hash(key), legacy.lower() if isinstance(legacy, str) else None)
+    if not recipe:
+        return _Row(model)
+    if not isinstance(recipe, dict) or recipe.get("type") != TYPE:
+        return _Row(model._replace(tool=_tool(recipe)), None)
+    label = _unique(printable(name, MAX_NAME) or printable(key)[:10] or "merge", taken)
+    merge, references = _merge(label, recipe)
+    custom = recipe.get("custom_name")
+    return _Row(model._replace(merge=merge), references, (custom, name) if isinstance(custom, str) else (name,))
+
+
+def _hash(key: str) -> str | None:
+    return (key.lower() if _SHA256.fullmatch(key) else key) or None
+
+
+def _tool(recipe: object) -> str:
+    """What a merge was made with, for a message."""
+    found = recipe.get("type") if isinstance(recipe, dict) else None
+    return f"'{printable(found)}'" if found and isinstance(found, str) else "an unknown tool"
+
+
+def _unique(name: str, taken: dict[str, int]) -> str:
+    made = name
+    while made in taken:
+        taken[name] += 1
+        made = f"{name}-{taken[name]}"
+    taken[made] = 1
+    return made
+
+
+def _merge(name: str, recipe: dict[str, Any]) -> tuple[Merge, tuple[str | None, ...] | None]:
+    """A merge without its inputs, and their hashes; None where nobody can say how many it has."""
+    method, half, vae = recipe.get("interp_method"), recipe.get("save_as_half"), recipe.get("bake_in_vae")
+    formula = FORMULAS.get(method) if isinstance(method, str) else None
+    multiplier = _finite(recipe.get("multiplier"))
+    unknown = [field for field in recipe if field not in KNOWN]
+    wrong = [does.format(_SHORT.repr(recipe[field])) for field, does in UNSUPPORTED.items() if recipe.get(field)]
+    wrong += [
+        f"has the unknown field {_SHORT.repr(field)}: {_SHORT.repr(recipe[field])}"
+        for field in unknown
+        if recipe[field]
+    ]
+    if formula is None:
+        wrong.append(f"has the method {_SHORT.repr(method)}, which is none of {', '.join(map(repr, FORMULAS))}")
+    if multiplier is None:
+        wrong.append(f"has the multiplier {_SHORT.repr(recipe.get('multiplier'))}, which is no finite number")
+    if not isinstance(half, bool):
+        wrong.append(f"has save_as_half {_SHORT.repr(half)}, which is neither true nor false")
+    if vae is not None and not isinstance(vae, str):
+        wrong.append(f"bakes in {_SHORT.repr(vae)}, which is no name of a VAE")
+        vae = None
+    hashes = [recipe.get(field) or None for field in HASHES]
+    wrong += [f"has the hash {_SHORT.repr(hash)}" for hash in hashes if hash is not None and not isinstance(hash, str)]
+    used = INPUTS[formula] if formula else 0
+    node = Node(name, (), multiplier or 0.0, formula or "weighted_sum", half is True, None if vae in NO_VAE else vae)
+    merge = Merge(
+        node,
+        problems=tuple(FormatError(f"'{name}' {what}; mergeflow cannot replay that") for what in wrong),
+        notes=tuple(
+            f"'{name}' records more models than its method uses" for _ in filter(None, hashes[used:] if formula else ())
+        ),
+        unknown=tuple(printable(field) for field in unknown if not recipe[field]),
+    )
+    references = tuple(_hash(hash) if isinstance(hash, str) else None for hash in hashes[:used])
+    return merge, references if formula else None
+
+
+def _finite(value: object) -> float | None:
+    """The number that `value` is; JSON of Python may hold NaN, and integers that no float can."""
+    try:
+        found = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from functools import cache
 
@@ -17,8 +18,11 @@ def messages() -> Console:
 
 def show(text: str) -> None:
     """A result, as it is: it may be piped into something that reads lines."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough, as `head` has; Python would fail once more on exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class LogHandler(logging.Handler):

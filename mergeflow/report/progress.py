@@ -28,16 +28,17 @@ LINE_EVERY_SECONDS = 5.0
 
 
 class MergeProgress:
-    """Bytes read of bytes to read. A context manager; call it with the bytes of every receipt."""
+    """Bytes read of bytes to read, by who is `doing` it. A context manager; call it with the bytes of every receipt."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, doing: str = "merging") -> None:
+        self._doing = doing
         self._total = total
         self._done = 0
         self._began = self._told = time.monotonic()
         self._bar: Progress | None = None
         if messages().is_terminal:
             self._bar = Progress(
-                TextColumn("merging"),
+                TextColumn(doing),
                 BarColumn(),
                 TaskProgressColumn(),
                 DownloadColumn(),
@@ -46,7 +47,7 @@ class MergeProgress:
                 console=messages(),
                 transient=True,
             )
-            self._task = self._bar.add_task("merging", total=total)
+            self._task = self._bar.add_task(doing, total=total)
 
     def __call__(self, count: int) -> None:
         """`count` more bytes have been read, merged and written."""
@@ -63,7 +64,8 @@ class MergeProgress:
         rate = self._done / max(self._told - self._began, 1e-9)
         left = (self._total - self._done) / max(rate, 1.0)
         log.info(
-            "%s of %s (%.0f %%), %s/s, %.0f s left",
+            "%s: %s of %s (%.0f %%), %s/s, %.0f s left",
+            self._doing,
             si_bytes(self._done),
             si_bytes(self._total),
             100 * self._done / max(self._total, 1),

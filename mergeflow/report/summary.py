@@ -51,6 +51,8 @@ def summary(result: Result) -> str:
 def _parts(output: Output) -> str:
     made = []
     for part in output.target.parts:
+        if part.component not in dict(output.dtypes):
+            continue
         what = f"model {part.entries[0]}" if part.method == "copy" else f"{part.method} of {len(part.entries)}"
         made.append(f"{part.component}: {what}")
     return ", ".join(made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from itertools import product
 from typing import TYPE_CHECKING, get_args
 
@@ -18,7 +19,18 @@ from mergeflow.methods import pairwise
 from mergeflow.methods.pairwise import Pairwise
 from mergeflow.tensors import Dtype
 from tests.conformance.method import MergeConformance
-from tests.methods.reference import from_bits, numbers, rows_of, same_bits
+from tests.methods.reference import (
+    E4M3,
+    E4M3FNUZ,
+    E5M2,
+    E5M2FNUZ,
+    NAN,
+    FloatFormat,
+    from_bits,
+    numbers,
+    rows_of,
+    same_bits,
+)
 from tests.methods.steps import TORCH, carried_out, same_values
 
 if TYPE_CHECKING:
@@ -224,19 +236,31 @@ def test_special_values_meet_each_other(held: Dtype, kept: Dtype) -> None:
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=code)
-@pytest.mark.parametrize("out", [*KEPT, Dtype.F8_E4M3, Dtype.F8_E5M2], ids=code)
+@pytest.mark.parametrize("out", KEPT, ids=code)
 def test_the_result_is_rounded_once_more_to_the_output(kept: Dtype, out: Dtype) -> None:
-    values = [some_of(F64, WIDTH, 4), some_of(F64, WIDTH, 5)]
-    if not out.is_fp8:
-        assert agrees([step("add", kept)], values, out)
-        return
-    within = [value.where(value.abs() < 200, 200.0) for value in values]
-    through = carried_out([step("add", kept)], within, TORCH[kept])
-    rounded = merged([step("round", F32)], [through], out) if kept is not F64 else None
-    made = merged([step("add", kept)], within, out)
-    if rounded is not None:
-        assert numbers(made) == numbers(rounded)
-    assert (made.double() - through.double()).abs().amax() <= 16  # half of the distance between neighbours up to 448
+    beside_ties = [1 + 2.0**-11 + 2.0**-40, 1 + 3 * 2.0**-11 - 2.0**-40, 1 + 2.0**-8 + 2.0**-40, 2.0**-134 + 2.0**-170]
+    values = [torch.cat([some_of(F64, WIDTH, 4), torch.tensor(beside_ties, dtype=torch.float64)])]
+    assert agrees([step("round", kept)], values, out)
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=code)
+@pytest.mark.parametrize("out", [E4M3, E5M2, E4M3FNUZ, E5M2FNUZ], ids=lambda form: form.name)
+def test_an_output_of_fp8_is_rounded_to_from_what_was_kept(kept: Dtype, out: FloatFormat) -> None:
+    values = [some_of(F64, WIDTH, 5)]
+    values = [values[0].where(values[0].isfinite(), 464.0)]
+    through = numbers(merged([step("round", kept)], values))
+    made = numbers(merged([step("round", kept)], values, out.dtype))
+    assert made == [rounded_to(out, value) for value in through]
+
+
+def rounded_to(form: FloatFormat, value: Fraction | str) -> Fraction | str:
+    """What `numbers` says of `value` in `form`."""
+    if isinstance(value, Fraction):
+        rounded = form.rounded(value)
+        return "-0" if rounded == 0 and value < 0 and form.minus_zero else rounded
+    if value == "-0":
+        return value if form.minus_zero else Fraction(0)
+    return NAN if form.beyond == NAN else value
 
 
 # --- fused multiply-add ---------------------------------------------------------------------------------------------
@@ -244,15 +268,21 @@ def test_the_result_is_rounded_once_more_to_the_output(kept: Dtype, out: Dtype) 
 
 @pytest.mark.parametrize("exponent", [-126, -103, -24, 0, 60, 127])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_lerp_does_not_round_a_tie_that_is_none(exponent: int, sign: int) -> None:
-    """x - factor x, where the product is half a last bit of x less 2^-46 of that: fp64 takes it for a tie."""
-    x = torch.tensor([sign * math.ldexp(1 + 2.0**-23, exponent)])
+@pytest.mark.parametrize(
+    ("whole", "part", "left"),
+    [
+        pytest.param(0x800001, 0xFFFFFE, 0x800001, id="less-than-half-a-last-bit"),
+        pytest.param(0x8007E8, 0xFFF031, 0x8007E7, id="more-than-half-a-last-bit"),
+    ],
+)
+def test_lerp_tells_what_fp64_takes_for_a_tie(whole: int, part: int, left: int, sign: int, exponent: int) -> None:
+    """x - factor x, where the product is half a last bit of x, but for less than 2^-29 of that."""
+    x, expected = (torch.tensor([sign * math.ldexp(mantissa, exponent - 23)]) for mantissa in (whole, left))
+    steps = [step("lerp", F32, math.ldexp(part, -48))]
     values = [x, torch.zeros(1)]
-    steps = [step("lerp", F32, 2.0**-24 * (1 - 2.0**-23))]
-    assert same_bits(merged(steps, values), x)
+    assert same_bits(merged(steps, values), expected)
     assert agrees(steps, values)
-    naive = (values[0].double() - values[0].double() * steps[0].factor).float()
-    assert not same_bits(naive, x)
+    assert not same_bits((x.double() - x.double() * steps[0].factor).float(), expected)
 
 
 NEAR_ONE = st.integers(-4, 4).map(lambda bits: 1 + bits * 2.0**-23)

@@ -1,0 +1,174 @@
+"""Everything that is read before a plan can be made: names, headers, recorded recipes and, if asked for, hashes."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from mergeflow.errors import FormatError, MergeflowError, StorageError
+from mergeflow.recipe.modelset import model_set
+from mergeflow.recipe.recorded import recorded_tree
+from mergeflow.recipe.replay import Replay, changed
+from mergeflow.recipe.request import RecordedFile
+from mergeflow.recipe.resolve import resolve
+from mergeflow.storage.local import list_files
+from mergeflow.tensors import Checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+
+    from mergeflow.interfaces import Format, Store
+    from mergeflow.recipe.modelset import ModelSet
+    from mergeflow.recipe.request import Recipe, Request
+    from mergeflow.recipe.tree import Tree
+    from mergeflow.recipe.webui import Identity
+    from mergeflow.tensors import Header
+
+HEADERS_AT_ONCE = 8
+"""Headers are small and far apart: what a network file system charges for them is waiting, so they wait together."""
+LARGEST_METADATA = 100 << 20
+"""Bytes of a .json file; a header is not larger either."""
+HASHES = "hashes.json"
+"""Beside the outputs: reading whole files takes minutes, and nobody should wait for the same ones twice."""
+
+Progress: TypeAlias = "Callable[[int], AbstractContextManager[Callable[[int], None]]]"
+"""Given so many bytes to read, who is told of the bytes read."""
+
+
+def silent(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """No progress is shown."""
+    return nullcontext(lambda _: None)
+
+
+class Inputs:
+    """What one request reads before it is planned."""
+
+    def __init__(self, request: Request, store: Store, format: Format, progress: Progress = silent) -> None:
+        self._request = request
+        self._store = store
+        self._format = format
+        self._progress = progress
+        self._notes: tuple[str, ...] = ()
+        self._replay: Replay | None = None
+
+    def recipe(self) -> Recipe:
+        """The recipe; raises `UsageError` if the request names what does not exist."""
+        request, source = self._request, self._request.models
+        names = self._files()
+        if request.recorded is None:
+            return resolve(request, names)
+        if not isinstance(request.recorded, RecordedFile):
+            merges = request.recorded
+            return resolve(request, names, lambda models: recorded_tree(merges, models))
+        metadata = self._metadata(request.recorded.path)
+        if request.recorded.tool == "mergeflow":
+            models = model_set(names, source.pattern, source.composites, source.files, source.place)
+            self._replay = Replay(metadata, request.recorded.path, models)
+            return self._replay.recipe(request)
+        return resolve(request, names, lambda models: self._web_ui_tree(metadata, models))
+
+    def checkpoints(self, recipe: Recipe) -> tuple[list[Checkpoint], list[MergeflowError]]:
+        """The checkpoints whose headers can be read, and what is wrong with the others or with all."""
+        with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
+            opened = list(pool.map(lambda id: self._open(id, recipe.models.paths[id]), recipe.checkpoints()))
+        found = [one for one in opened if isinstance(one, Checkpoint)]
+        problems = [error for error in opened if isinstance(error, MergeflowError)]
+        if self._request.hashes or (self._replay is not None and self._replay.hashed):
+            try:
+                known = self._identities({one.id: one.path for one in found})
+                found = [replace(one, sha256=known[one.id].sha256, legacy_hash=known[one.id].legacy) for one in found]
+            except MergeflowError as error:
+                problems.append(error)
+        if self._replay is not None and isinstance(self._request.recorded, RecordedFile):
+            differences = self._replay.differences(found)
+            if self._request.recorded.check:
+                problems += changed(differences)
+            else:
+                self._notes += tuple(differences)
+        return found, problems
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was odd, in sentences."""
+        return self._notes
+
+    def _files(self) -> list[str]:
+        directory = self._request.models.dir
+        try:
+            return list_files(directory) if directory else []
+        except StorageError as error:
+            raise StorageError(f"models.dir: {error}") from error
+
+    def _open(self, id: str, path: str) -> Checkpoint | MergeflowError:
+        try:
+            return Checkpoint(id, path, self._store.stat(path), self._header(path))
+        except FormatError as error:
+            return FormatError(f"model {id}: {path} cannot be used: {error}")
+        except MergeflowError as error:
+            return StorageError(f"model {id}: {error}")
+
+    def _header(self, path: str) -> Header:
+        size = self._store.stat(path).size
+        reader = self._store.reader(path)
+
+        def read(offset: int, count: int) -> bytes:
+            buffer = bytearray(count)
+            reader.read_into(memoryview(buffer), offset)
+            return bytes(buffer)
+
+        try:
+            return self._format.parse(read, size)
+        finally:
+            reader.close()
+
+    def _metadata(self, path: str) -> Mapping[str, str]:
+        """The metadata of a merged file, or what somebody has saved of it as JSON."""
+        try:
+            if path.endswith(".json"):
+                return _metadata_from(Path(path), self._store)
+            return self._header(path).metadata
+        except FormatError as error:
+            raise FormatError(f"recipe.file={path} cannot be used: {error}") from error
+        except StorageError as error:
+            raise StorageError(f"recipe.file: {error}") from error
+
+    def _web_ui_tree(self, metadata: Mapping[str, str], models: ModelSet) -> Tree:
+        request = self._request
+        assert isinstance(request.recorded, RecordedFile)
+        from mergeflow.recipe.webui import matched, recorded
+
+        name = Path(request.recorded.path).stem
+        told = recorded(metadata, name, request.recorded.given)
+        known = self._identities(models.paths) if request.recorded.check else {}
+        tree, notes = matched(told, models, known, request.recorded.vaes)
+        self._notes += tuple(notes)
+        return tree
+
+    def _identities(self, paths: Mapping[str, str]) -> dict[str, Identity]:
+        from mergeflow.storage.hashes import HashCache, identities
+
+        cache = HashCache(f"{self._request.out}/{HASHES}")
+        missing = cache.missing(paths, self._store)
+        with self._progress(sum(missing.values())) as progress:
+            return identities(paths, self._store, cache, progress)
+
+
+def _metadata_from(path: Path, store: Store) -> dict[str, str]:
+    """What a .json file holds: metadata as it is in a header, or the header itself."""
+    size = store.stat(str(path)).size
+    if size > LARGEST_METADATA:
+        raise FormatError(f"it has {size:,} bytes, which no metadata has")
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"it is not JSON ({error})") from error
+    if isinstance(told, dict) and isinstance(told.get("__metadata__"), dict):
+        told = told["__metadata__"]
+    if not isinstance(told, dict):
+        raise FormatError("it is JSON, but no table of metadata")
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
