@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mergeflow.config import schema
 from mergeflow.config.convert import absolute, to_architecture, to_config, to_pair, to_request
-from mergeflow.config.words import in_plain_words, misread_numbers, quote_texts
+from mergeflow.config.words import ignored_by_a_replay, in_plain_words, misread_numbers, quote_texts
 from mergeflow.errors import MergeflowError, raise_all
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def _do(composed: DictConfig) -> None:
     if config.job is schema.Job.compare:
         _compare(config)
         return
+    if config.recipe.kind is schema.RecipeKind.file:
+        raise_all(ignored_by_a_replay(runtime.overrides.task))
     request = to_request(config)
     if config.models.demo:
         _make_demo(request.models.dir)

@@ -37,6 +37,7 @@ _FILES = re.compile(r"path=file://(.*)")
 _UNKNOWN_KEY = re.compile(
     r"(?:Could not override|Key) '([^']+)'(?: is not in struct| not in |\. No match in the defaults)"
 )
+DECIDED_BY_THE_FILE = {"dtype", "experiment", "keys", "method", "nonfinite", "position_ids", "selection", "target"}
 _SAYINGS = (
     (re.compile(r"field '(.+)' is not Optional"), r"\1 cannot be null"),
     (
@@ -89,6 +90,14 @@ def _in_braces(argument: str) -> str | None:
         name = entry["name"] if not entry["name"].isdigit() else f"0{entry['name']}"  # 05 is text to Hydra, 5 is not
         return f"++{entry['above']}={{{name}: {_text(entry['value'])}}}"
     return None
+
+
+def ignored_by_a_replay(overrides: Iterable[str]) -> Iterator[ConfigError]:
+    """What is typed beside `recipe=file` that the file itself decides."""
+    for override in overrides:
+        name = override.lstrip("+~").partition("=")[0].partition("@")[0]
+        if name.partition(".")[0] in DECIDED_BY_THE_FILE and name not in ("target", "target.recorded.file"):
+            yield ConfigError(f"{name} has no effect with recipe=file, whose recipe tells it; leave {name}= out")
 
 
 def in_plain_words(error: Exception) -> ConfigError:

@@ -111,9 +111,9 @@ class _Resolver:
         return [*components, *([REST] if rest else [])]
 
     def _part(self, component: str, asked: PartRequest | None, wanted: TargetRequest, where: str) -> Part:
-        where = f"{where}, {component}"
         if asked is None and wanted.recorded:
-            return self._recorded(component)
+            return self._recorded(component, where)
+        where = f"{where}, {component}"
         asked = asked or PartRequest(wanted.selection)
         if (asked.selection is None) == (asked.model is None):
             raise ConfigError(f"{where}: give either selection=NAME or model=ID")
@@ -149,10 +149,13 @@ class _Resolver:
             self._grown[name, entries] = grow(name, entries, self._models, self.options)
         return Part(component, entries, shares, PAIRWISE, self._grown[name, entries], self._request.rules)
 
-    def _recorded(self, component: str) -> Part:
+    def _recorded(self, component: str, target: str) -> Part:
         """The recorded tree, or the mean with the weights that it amounts to."""
         tree = self.tree
-        assert tree is not None
+        if tree is None:
+            raise ConfigError(
+                f"{target} is made of a recorded tree, and there is none; give recipe=x39a, webui or file"
+            )
         if self._request.method == PAIRWISE:
             return Part(component, tree.leaves, tree.weights(), PAIRWISE, tree, self._request.rules)
         weights = tree.weights(baked=self._is_vae(component))
@@ -174,8 +177,6 @@ def _tree_contradictions(request: Request, recorded: bool) -> Iterator[Mergeflow
     targets = [target.name for target in request.targets if target.recorded]
     if recorded and not targets:
         yield ConfigError("recipe= has no effect: no target is made of the recorded tree; use target=recorded")
-    if targets and not recorded:
-        yield ConfigError(f"target '{targets[0]}' is made of a recorded tree; give recipe=x39a, webui or file")
     if targets and len(targets) == len(request.targets) and (tree.shape, tree.bake) != ("balanced", "none"):
         yield ConfigError(
             "method.shape and method.bake have no effect on a recorded tree, which tells both; leave them"
@@ -211,7 +212,8 @@ def _contradictions(wanted: TargetRequest, where: str, request: Request) -> Iter
     dtype = wanted.dtype or request.dtype
     if dtype not in OUTPUT_DTYPES:
         yield ConfigError(f"{where} has dtype '{dtype}'; choose one of {', '.join(OUTPUT_DTYPES)}")
-    if "/" in wanted.file or not wanted.file.endswith(".safetensors"):
+    unnamed = wanted.recorded and not wanted.file  # then there is no recipe either, which is told
+    if not unnamed and ("/" in wanted.file or not wanted.file.endswith(".safetensors")):
         yield ConfigError(f"{where} has file '{wanted.file}'; give a name ending in .safetensors, and out=DIR")
     if missing == "base" and wanted.base is None:
         yield ConfigError(f"keys.missing=base needs target.{wanted.name}.base=ID, the model to take them from")

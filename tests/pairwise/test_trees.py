@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from mergeflow.recipe.shapes import TreeOptions
@@ -27,13 +28,13 @@ NAMES = [name(index) for index in range(MOST)]
 COMBINATIONS = list(product(("opmath", "half"), (True, False), ("none", "every", "top")))
 """Scalars, whether it is saved as half, and where the VAE is baked in."""
 FEW = 8
-"""Trees of so few files are made in every combination; with more, each number of files has its turn of three."""
+"""Trees of so few files are made in every combination; with more, each number of files has its turn of two."""
 
 
 def combinations(count: int) -> Sequence[tuple[str, bool, str]]:
     if count <= FEW:
         return COMBINATIONS
-    return [COMBINATIONS[(count + step) % len(COMBINATIONS)] for step in (0, 4, 9)]
+    return [COMBINATIONS[(count + step) % len(COMBINATIONS)] for step in (0, 7)]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_a_tree_of_so_many_files(both: Both, count: int) -> None:
 
 def test_every_combination_has_its_turn() -> None:
     turns = [chosen for count in range(FEW + 1, MOST + 1) for chosen in combinations(count)]
-    assert {turns.count(chosen) > 10 for chosen in COMBINATIONS} == {True}
+    assert min(map(turns.count, COMBINATIONS)) >= 10
 
 
 @pytest.mark.parametrize("count", [2, 5, 8, 40])
@@ -111,7 +112,7 @@ def test_another_dtype_is_the_tree_rounded_once_more(
     options = TreeOptions(save_half=save_half)
     found = by_engine(paths[0].parent, tmp_path, NAMES[:14], tree=options, dtype=dtype)
     expected = by_hand(paths, balanced(14), tmp_path, save_half=save_half)
-    assert {expected[key].dtype for key in MIXES} > {"F16", "BF16", "F64"}
+    assert {expected[key].dtype for key in MIXES} >= {"F16", "BF16", "F64"}
     assert_same(
         found,
         {
@@ -201,7 +202,8 @@ def test_what_is_merged_is_what_the_tests_mean_to_merge(paths: list[Path], tmp_p
     assert {*MIXES, *NOT_MODELS, IDS, SKIPPED} < expected.keys()
     assert (expected[IDS].dtype, expected[SKIPPED].dtype) == ("F16", "I64")
     half = expected[f"{UNET}half.weight"].values
-    assert abs(half[half != 0]).min() < 2**-14, "some are subnormal"
+    assert np.any((half != 0) & (abs(half) < 2**-14)), "some are subnormal"
+    assert np.any(np.signbit(half) & (half == 0)), "and some are -0"
 
 
 def test_a_large_tree_of_one_more_level_than_any_above(tmp_path: Path) -> None:

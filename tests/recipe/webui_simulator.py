@@ -61,14 +61,16 @@ class Checkpoint:
 
 
 class WebUI:
-    """One installation."""
+    """One installation; no file of it is like one of another."""
 
-    hashing = True
-    _serial = count()
+    def __init__(self, owner: str = "home", *, hashing: bool = True) -> None:
+        self._owner = owner
+        self._hashing = hashing
+        self._serial = count(1)
 
     def add(self, name: str, file: File | None = None, *, hashed: bool = True) -> Checkpoint:
         """Put a file into the models folder; `hashed` if it has been used before it is merged."""
-        file = file or File(f"original {next(self._serial)}")
+        file = file or File(f"{self._owner}: original {next(self._serial)}")
         return Checkpoint(file, name, file.sha256 if hashed else None)
 
     def rename(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
@@ -116,20 +118,20 @@ class WebUI:
             }
             models.update(checkpoint.metadata.get("sd_merge_models", {}))
         # The order of the header is random, so that the same merge made twice is two files.
-        file = File(
-            f"merge {next(self._serial)}", made=Made(tuple(x.file for x in used), method, multiplier, half, vae)
-        )
+        made = Made(tuple(checkpoint.file for checkpoint in used), method, multiplier, half, vae)
+        file = File(f"{self._owner}: merge {next(self._serial)}", made=made)
         file.metadata = {
             "format": "pt",
             "sd_merge_recipe": json.dumps(recipe | fields),
             "sd_merge_models": json.dumps(models),
         }
-        made = Checkpoint(file, f"{folder}{custom_name or self._default_name(method, used, multiplier)}.safetensors")
-        self._compute_sha256(made)
-        return made
+        name = custom_name or self._default_name(method, used, multiplier)
+        result = Checkpoint(file, f"{folder}{name}.safetensors")
+        self._compute_sha256(result)
+        return result
 
     def _compute_sha256(self, checkpoint: Checkpoint) -> None:
-        checkpoint.sha256 = checkpoint.file.sha256 if self.hashing else None
+        checkpoint.sha256 = checkpoint.file.sha256 if self._hashing else None
 
     def _default_name(self, method: str, used: list[Checkpoint], m: float) -> str:
         names = [checkpoint.stem for checkpoint in used]
