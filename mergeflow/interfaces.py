@@ -44,7 +44,7 @@ class Step(NamedTuple):
         add       x + y
         subtract  x - y
         lerp      x + factor (y - x) by fused multiply-add, in fp32 only: with d = y - x rounded,
-                  fma(factor, d, x) where factor < 0.5, else fma(factor - 1, d, y)
+                  fma(factor, d, x) where |factor| < 0.5, else fma(factor - 1, d, y)
         round     x
     """
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 KEPT = {dtype: getattr(torch, dtype.torch_name) for dtype in (Dtype.F16, Dtype.BF16, Dtype.F32, Dtype.F64)}
 """What a step may keep its result in, and what torch calls it."""
 SIGN_SHIFT = 63
+"""Takes an fp64's sign, as its bits, to -1 or 0."""
 ABOVE, BELOW = (torch.tensor(1 + sign * 2.0**-52, dtype=torch.float64) for sign in (1, -1))
+"""Factors that lead to a neighbour in fp64, or to the next but one."""
 
 _scratch = Scratch()
 
@@ -148,7 +150,7 @@ def _round_only(factor: _Factor, operands: Sequence[Tensor], result: Tensor) -> 
 def _lerp(factor: _Factor, operands: Sequence[Tensor], result: Tensor) -> None:
     x, y = (_widened(operand, torch.float32, index) for index, operand in enumerate(operands))
     weight = factor.exact(torch.float32)
-    if factor.number < 0.5:
+    if abs(factor.number) < 0.5:
         made = _multiply_add(weight, torch.sub(y, x, out=_spare(x, torch.float32, 1)), x)
     else:
         made = _multiply_add(weight - 1, torch.sub(y, x, out=_spare(x, torch.float32, 0)), y)
@@ -159,21 +161,24 @@ _OPERATIONS = {"scale": _scale, "add": _add, "subtract": _subtract, "lerp": _ler
 
 
 def _multiply_add(factor: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """`factor * x + y` in fp32, rounded once (IEEE 754 fma); `x` and `y` may be the first two spare buffers."""
-    low, high = _spare(x, torch.float32, 2), _spare(x, torch.float32, 3)
+    """`factor * x + y` in fp32, rounded once (IEEE 754 fma), in a spare buffer; the first two may hold `x` and `y`.
+
+    The product of two fp32 is exact in fp64 and the sum of fp64 is off by half a last bit at most. If what lies on
+    either side of it rounds to the same fp32, so does the exact one (Ziv, "Fast evaluation of elementary mathematical
+    functions with correctly rounded last bit", 1991), and mostly it does.
+    """
+    inner, outer = _spare(x, torch.float32, 2), _spare(x, torch.float32, 3)
     product, term = _spare(x, torch.float64, 2), _spare(x, torch.float64, 3)
-    # The product of two fp32 is exact in fp64, the sum within half a last bit. Mostly fp32 is too coarse to tell what
-    # lies around it from each other (Ziv, "Fast evaluation of elementary functions ...", 1991); it is then the result.
     total = product.copy_(x).mul_(factor).add_(term.copy_(y))
-    high.copy_(torch.mul(total, ABOVE, out=term))
-    low.copy_(total.mul_(BELOW))
-    if not torch.equal(low, high):
-        total = _spare(x, torch.float64, 0)
+    outer.copy_(torch.mul(total, ABOVE, out=term))
+    inner.copy_(total.mul_(BELOW))
+    if not torch.equal(inner, outer):  # nor are NaN
         product.copy_(x).mul_(factor)
         term.copy_(y)
+        total = _spare(x, torch.float64, 0)  # where `x` and `y` were
         _add_to_odd(product, term, total, _spare(x, torch.float64, 1))
-        low.copy_(total)
-    return low
+        inner.copy_(total)
+    return inner
 
 
 def _add_to_odd(one: Tensor, other: Tensor, total: Tensor, room: Tensor) -> None:

@@ -70,6 +70,7 @@ class Graph:
         factor: float = 1.0,
     ) -> int:
         """The result of an operation, rounded to `dtype`; `kept` is the same unless told."""
+        factor += 0.0  # makes 0.0 of -0.0: steps are looked up by what they equal, and these two are equal
         return self._add(Value(dtype, kept or dtype, -1, operation, inputs, factor))
 
     def rounded(self, value: int, dtype: Dtype, kept: Dtype | None = None) -> int:

@@ -30,6 +30,8 @@ PIECE = 32768
 """Elements merged at a time: few enough for a core's caches, and so many that threads seldom wait for the GIL."""
 SCRATCH = 8 << 20
 """Bytes of intermediate values beside a block: the sums of one piece in fp64 and the census of a few rows."""
+SPARE = 4 * 8
+"""Bytes for each element that a step computes with beside its registers: four values of fp64."""
 LARGEST_SHARD = 256 << 20
 """Bytes read and written: a shard is what is repeated when a worker fails."""
 SMALLEST_SHARD = 1 << 20
@@ -40,7 +42,7 @@ SHARDS_WANTED = 128
 def memory_for(strips: Sequence[Strip], budget: Budget) -> Memory:
     """How large blocks are, and what all of them use; raises `OverBudget` if the smallest would not fit."""
     threads = budget.workers * budget.reads_in_flight
-    scratch = SCRATCH + max((_widened(strip) + _registers(strip) for strip in strips), default=0)
+    scratch = SCRATCH + max((_widened(strip) for strip in strips), default=0) + _registers(strips)
     room = budget.memory // threads - scratch
     least = max((_block(strip, min(strip.elements, SHORTEST_ROW)) for strip in strips), default=0)
     if room < least:
@@ -104,7 +106,8 @@ def _widened(strip: Strip) -> int:
     return 2 * PIECE * sum(dtype.is_fp8 for dtype in strip.dtypes)
 
 
-def _registers(strip: Strip) -> int:
-    """Bytes of one piece of everything that a tree of this strip keeps between its leaves and its top."""
-    kept = {(step.into, step.dtype) for cell in strip.cells for step in cell.steps}
-    return PIECE * sum(dtype.itemsize for _, dtype in kept)
+def _registers(strips: Sequence[Strip]) -> int:
+    """Bytes of one piece of all that trees keep between their leaves and their tops: a thread keeps it for them all."""
+    programs = {cell.steps for strip in strips for cell in strip.cells if cell.steps}
+    kept = {(step.into, step.dtype) for steps in programs for step in steps}
+    return PIECE * (sum(dtype.itemsize for _, dtype in kept) + SPARE) if kept else 0

@@ -55,9 +55,15 @@ class Files:
         return self._by_name.get(comparable(stem(name)), []) if name else []
 
     def find(self, model: Model) -> File | None:
-        """The checkpoint that `model` is, or that has to stand for it; raises `ConfigError` if several might."""
+        """The checkpoint that `model` is, or that has to stand for it; raises what is wrong with what is given for it.
+
+        Also raises if several checkpoints might be meant.
+        """
         if model.given is not None:
-            return File(self.checkpoint(model.given))
+            try:
+                return File(self.checkpoint(model.given))
+            except MergeflowError as error:
+                raise ConfigError(f"given: {error}") from error
         by_name = self.named(model.name)
         exact = self._by_hash.get(model.hash, []) if model.hash else []
         if exact:

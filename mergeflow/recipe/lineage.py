@@ -137,7 +137,7 @@ def _said(
     for merge in list(dict.fromkeys(merge for merge, _ in gaps))[:MAX_NAMED]:
         inputs = merges[merge] or ()
         for text in texts.get(merge, ()):
-            words = [tuple(number for number in word if number != merge) for word in mentioned(text, known)]
+            words = mentioned(text, known, merge)
             if len(words) >= len(inputs):
                 words = _aligned(inputs, words[-len(inputs) :])
                 found.update({(merge, place): word for place, word in enumerate(words) if word})

@@ -67,8 +67,8 @@ def vocabulary(names: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
     return {word: tuple(numbers) for word, numbers in found.items()}
 
 
-def mentioned(text: str, known: Mapping[str, Sequence[int]]) -> list[tuple[int, ...]]:
-    """The models that `text` names, in order, the longest name first; an id that no model has is named in vain.
+def mentioned(text: str, known: Mapping[str, Sequence[int]], but: int = 0) -> list[tuple[int, ...]]:
+    """The models `but` one that `text` names, in order; of two names the longer; an id that no model has is ().
 
     The id before a dash at the beginning is that of the result, and the file may have been renamed since: it is left
     out.
@@ -87,9 +87,9 @@ def mentioned(text: str, known: Mapping[str, Sequence[int]]) -> list[tuple[int, 
         if start < reached:
             continue
         ends = (end for end in reversed(cuts) if end > start)
-        end = next((end for end in ends if _meaning(text[start:end], known)), ids.get(start))
+        end = next((end for end in ends if _meaning(text[start:end], known, but)), ids.get(start))
         if end is not None:
-            found.append(_meaning(text[start:end], known))
+            found.append(_meaning(text[start:end], known, but))
             reached = end
     return found
 
@@ -101,9 +101,9 @@ def _cuts(text: str, ids: Mapping[int, int]) -> list[int]:
     return sorted(edges | words if len(edges | words) <= MAX_CUTS else edges)
 
 
-def _meaning(word: str, known: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+def _meaning(word: str, known: Mapping[str, Sequence[int]], but: int) -> tuple[int, ...]:
     """An underscore before an id is easily left out."""
-    return tuple(known.get(word) or known.get(f"_{word}") or ())
+    return tuple(number for number in known.get(word) or known.get(f"_{word}") or () if number != but)
 
 
 def numbering(paths: Mapping[str, str]) -> tuple[str, str] | None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,18 +51,24 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def write_json(content: dict[str, Any], directory: str) -> Path:
-    """Put `content` into `directory`, which is made if need be, whole or not at all; raises `StorageError`."""
+    """Put `content` into `directory`, which is made if need be; raises `StorageError`."""
     path = Path(directory) / NAME
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, text.encode(errors="backslashreplace"))  # file names need not be text
+    return path
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file, whole or not at all; raises `StorageError`."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text + "\n", encoding="utf-8")
+        draft.write_bytes(data)
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
         raise StorageError(f"{path} cannot be written: {error.strerror}; choose another out=") from error
-    return path
 
 
 def _file(side: Checkpoint) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mergeflow.compare.ulp import BOUNDS
-from mergeflow.errors import ConfigError, StorageError
+from mergeflow.errors import ConfigError
 from mergeflow.report.comparison import share_of
+from mergeflow.report.comparison_json import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,7 +91,7 @@ def _shown(comparison: Comparison) -> list[Shown]:
 
 def _title(figure: Figure, comparison: Comparison, left_out: int) -> None:
     """Which files these are."""
-    names = [Path(side.path).name for side in (comparison.a, comparison.b)]
+    names = [Path(side.path).name.encode(errors="replace").decode() for side in (comparison.a, comparison.b)]
     more = f"\n({left_out} component(s) are not shown)" if left_out else ""
     # A name may hold a $, which is not the beginning of a formula.
     figure.suptitle(f"a: {names[0]}\nb: {names[1]}{more}", x=0.01, ha="left", fontsize=12, parse_math=False)
@@ -104,6 +104,7 @@ def _distances(axes: Axes, shown: Sequence[Shown]) -> None:
     axes.set_ylabel("share of the component's elements")
     if not shown:
         axes.text(0.5, 0.5, "nothing could be compared", ha="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
         return
     last = max(n for part in shown for n, count in enumerate(part.difference.statistics.histogram) if count or not n)
     last = max(last, SHOWN_BINS - 1)
@@ -123,7 +124,7 @@ def _distances(axes: Axes, shown: Sequence[Shown]) -> None:
             label=part.difference.component,
         )
     axes.set_yscale("log")
-    axes.set_ylim(10 ** min(math.floor(math.log10(lowest)), -DECADES), 1.6)
+    axes.set_ylim(0.8 * 10 ** min(math.floor(math.log10(lowest)), -DECADES), 1.6)
     axes.yaxis.set_major_formatter(_percent)
     axes.set_xticks(
         range(last + 1), [_bin_label(n) for n in range(last + 1)], rotation=0 if last < CROWDED else 90, fontsize=8
@@ -243,11 +244,4 @@ def _save(figure: Figure, path: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks is no reason to fail
         figure.savefig(drawn, format="png", dpi=RESOLUTION)
-    draft = Path(path).with_suffix(f".{os.getpid()}.tmp")
-    try:
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(drawn.getvalue())
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise StorageError(f"{path} cannot be written: {error.strerror}; choose another out=") from error
+    write_whole(Path(path), drawn.getvalue())

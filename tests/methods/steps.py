@@ -1,10 +1,11 @@
-"""Steps carried out by numpy, by integers and by fractions: what `Pairwise` is judged by.
+"""Steps carried out by numpy, by integers and by fractions: what `Pairwise` is judged by; and rows to try it on.
 
-Nothing here uses torch's arithmetic or conversions. torch only carries the bits.
+Nothing in what it is judged by uses torch's arithmetic or conversions. torch only carries the bits.
 """
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mergeflow.tensors import Dtype
-from tests.methods.reference import BITS, FP32
+from tests.methods.reference import BITS, FP32, from_bits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +80,7 @@ def _step(step: Step, operands: Sequence[Vector]) -> Vector:
 
 def _lerp(x: Array, y: Array, factor: np.float32) -> Array:
     difference = y - x
-    if factor < 0.5:
+    if abs(factor) < 0.5:
         return fused_multiply_add(factor, difference, x)
     return fused_multiply_add(factor - np.float32(1), difference, y)
 
@@ -128,3 +129,54 @@ def _tensor(vector: Vector) -> Tensor:
         bits = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16).view(np.int16)
         return torch.from_numpy(bits).view(torch.bfloat16)
     return torch.from_numpy(values)
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def f32(value: float) -> float:
+    """`value` rounded to fp32."""
+    return float(np.float32(value))
+
+
+def f16(value: float) -> float:
+    """`value` rounded to fp16."""
+    return float(np.float16(value))
+
+
+def bits(dtype: Dtype, *hexadecimal: str) -> Tensor:
+    """The values whose bits, as they are written, are these."""
+    return from_bits(b"".join(bytes.fromhex(word)[::-1] for word in hexadecimal), TORCH[dtype])
+
+
+def as_hex(row: Tensor) -> list[str]:
+    """The bits of every value, as they are written."""
+    integers = row.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[row.element_size()]).tolist()
+    return [f"{word % (1 << 8 * row.element_size()):0{2 * row.element_size()}x}" for word in integers]
+
+
+def every(dtype: Dtype) -> Tensor:
+    """Every bit pattern of 16 bits."""
+    return torch.arange(-(2**15), 2**15).short().view(TORCH[dtype])
+
+
+def shuffled(row: Tensor, seed: int) -> Tensor:
+    """The same values in another order."""
+    return row[torch.randperm(len(row), generator=torch.Generator().manual_seed(seed))]
+
+
+def some_of(dtype: Dtype, count: int, seed: int) -> Tensor:
+    """Any bits, half of them bent to the size of weights, and then what is special in this dtype or another."""
+    generator = torch.Generator().manual_seed(seed)
+    torch_dtype = TORCH[dtype]
+    if not dtype.is_float:
+        raw = torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator) >> (torch.arange(count) % 60)
+        edges = torch.tensor([0, 1, -1, 76, 2**24 + 1, 2**24 + 3, 2**53 + 1, 2**62 + 2**38 + 1, 2**63 - 1, -(2**63)])
+        return torch.cat([raw, edges]).to(torch_dtype)
+    size = dtype.itemsize
+    raw = torch.randint(0, 256, (count // 2 * size,), generator=generator, dtype=torch.uint8).view(torch_dtype)
+    weights = (torch.randn(count - count // 2, generator=generator, dtype=torch.float64) * 0.05).to(torch_dtype)
+    special = [0.0, 1.0, 65504.0, 65519.0, 65520.0, 3.4e38, 1.7e308, math.inf, math.nan]
+    special += [mantissa * 2.0**e for e in (-10, -13, -14, -24, -25, -126, -133, -149, -1074) for mantissa in (1, 3)]
+    row = torch.tensor([*special, *(-value for value in special)], dtype=torch.float64).to(torch_dtype)
+    return torch.cat([shuffled(torch.cat([raw, weights]), seed), row])

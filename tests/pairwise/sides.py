@@ -11,18 +11,26 @@ from mergeflow.recipe.request import Budget, ModelSource, Policies, Request, Tar
 from tests.byhand.files import read
 from tests.byhand.floats import same
 from tests.byhand.tree import merge_tree
+from tests.byhand.webui import merge_files
 from tests.models import ANY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from mergeflow.recipe.recorded import Merge
     from tests.byhand.floats import Tensor
     from tests.byhand.tree import Tree
 
 WEBUI = Policies(keys="webui")
 ONE = Budget(workers=1, reads_in_flight=1, memory=256 << 20)
 MERGED = TargetRequest("merged", "merged.safetensors", selection="listed")
+RECORDED = TargetRequest("merged", "merged.safetensors", recorded=True)
+INTERPOLATION: Mapping[str, Any] = {
+    "weighted_sum": "Weighted sum",
+    "add_difference": "Add difference",
+    "no_interpolation": "No interpolation",
+}
 
 
 def asked(directory: Path, out: Path, listed: object, **changes: Any) -> Request:
@@ -53,6 +61,31 @@ def by_hand(paths: list[Path], tree: Tree, out: Path, **options: Any) -> dict[st
     """What pairwise merges make of the files."""
     out.mkdir(parents=True, exist_ok=True)
     return read(merge_tree(paths, tree, out, out / "by-hand.safetensors", **options)).tensors
+
+
+def by_engine_as_recorded(directory: Path, out: Path, merges: Mapping[str, Merge], **changes: Any) -> dict[str, Tensor]:
+    """What one pass makes of recorded merges."""
+    return by_engine(directory, out, "all", targets=(RECORDED,), recorded=merges, **changes)
+
+
+def by_hand_as_recorded(directory: Path, out: Path, merges: Mapping[str, Merge], **options: Any) -> dict[str, Tensor]:
+    """What the same merges make one after the other, each of which comes after those that it takes."""
+    out.mkdir(parents=True, exist_ok=True)
+    made = {path.stem: path for path in directory.glob("*.safetensors")}
+    for name, merge in merges.items():
+        a, b, c = (*(made[one] for one in merge.inputs), None, None)[:3]
+        made[name] = merge_files(
+            a,
+            b or a,
+            out / f"by-hand-{name}.safetensors",
+            c_path=c,
+            multiplier=merge.multiplier,
+            interp=INTERPOLATION[merge.formula],
+            save_half=merge.save_half,
+            bake_vae=None if merge.bake is None else made[merge.bake],
+            **options,
+        )
+    return read(made[list(merges)[-1]]).tensors
 
 
 def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
