@@ -15,6 +15,8 @@ from mergeflow.recipe.recorded import recorded_tree
 from mergeflow.recipe.replay import Replay, changed
 from mergeflow.recipe.request import RecordedFile
 from mergeflow.recipe.resolve import resolve
+from mergeflow.recipe.webui import matched, recorded
+from mergeflow.storage.hashes import HashCache, identities
 from mergeflow.storage.local import list_files
 from mergeflow.tensors import Checkpoint
 
@@ -26,8 +28,7 @@ if TYPE_CHECKING:
     from mergeflow.recipe.modelset import ModelSet
     from mergeflow.recipe.request import Recipe, Request
     from mergeflow.recipe.tree import Tree
-    from mergeflow.recipe.webui import Identity
-    from mergeflow.tensors import Header
+    from mergeflow.tensors import Header, Identity
 
 HEADERS_AT_ONCE = 8
 """Headers are small and far apart: what a network file system charges for them is waiting, so they wait together."""
@@ -81,7 +82,7 @@ class Inputs:
         if self._request.hashes or (self._replay is not None and self._replay.hashed):
             try:
                 known = self._identities({one.id: one.path for one in found})
-                found = [replace(one, sha256=known[one.id].sha256, legacy_hash=known[one.id].legacy) for one in found]
+                found = [replace(one, identity=known[one.id]) for one in found]
             except MergeflowError as error:
                 problems.append(error)
         if self._replay is not None and isinstance(self._request.recorded, RecordedFile):
@@ -130,7 +131,7 @@ class Inputs:
         """The metadata of a merged file, or what somebody has saved of it as JSON."""
         try:
             if path.endswith(".json"):
-                return _metadata_from(Path(path), self._store)
+                return _metadata_from(path, self._store)
             return self._header(path).metadata
         except FormatError as error:
             raise FormatError(f"recipe.file={path} cannot be used: {error}") from error
@@ -140,8 +141,6 @@ class Inputs:
     def _web_ui_tree(self, metadata: Mapping[str, str], models: ModelSet) -> Tree:
         request = self._request
         assert isinstance(request.recorded, RecordedFile)
-        from mergeflow.recipe.webui import matched, recorded
-
         name = Path(request.recorded.path).stem
         told = recorded(metadata, name, request.recorded.given)
         known = self._identities(models.paths) if request.recorded.check else {}
@@ -150,25 +149,29 @@ class Inputs:
         return tree
 
     def _identities(self, paths: Mapping[str, str]) -> dict[str, Identity]:
-        from mergeflow.storage.hashes import HashCache, identities
-
         cache = HashCache(f"{self._request.out}/{HASHES}")
         missing = cache.missing(paths, self._store)
         with self._progress(sum(missing.values())) as progress:
             return identities(paths, self._store, cache, progress)
 
 
-def _metadata_from(path: Path, store: Store) -> dict[str, str]:
+def _metadata_from(path: str, store: Store) -> dict[str, str]:
     """What a .json file holds: metadata as it is in a header, or the header itself."""
-    size = store.stat(str(path)).size
+    size = store.stat(path).size
     if size > LARGEST_METADATA:
-        raise FormatError(f"it has {size:,} bytes, which no metadata has")
+        raise FormatError(f"it has {size:,} bytes, and metadata at most {LARGEST_METADATA:,}")
+    reader = store.reader(path)
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        content = bytearray(size)
+        reader.read_into(memoryview(content), 0)
+    finally:
+        reader.close()
+    try:
+        told = json.loads(content)
+        if isinstance(told, dict) and isinstance(told.get("__metadata__"), dict):
+            told = told["__metadata__"]
+        if not isinstance(told, dict):
+            raise FormatError("it is JSON, but no table of metadata")
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
     except (ValueError, RecursionError) as error:
         raise FormatError(f"it is not JSON ({error})") from error
-    if isinstance(told, dict) and isinstance(told.get("__metadata__"), dict):
-        told = told["__metadata__"]
-    if not isinstance(told, dict):
-        raise FormatError("it is JSON, but no table of metadata")
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}

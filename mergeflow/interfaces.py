@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SHARES_LIMIT = 1 << 26
 """What the shares of one mean add up to less than, as integers: a quotient is exact only below (`methods.exact`)."""
+SHARED_WORDS = 2
+"""How many values of fp64 a register of `SharedSums` has for each element (`methods.family`)."""
 
 
 class Rows(NamedTuple):
@@ -57,6 +59,36 @@ class Step(NamedTuple):
     """What the result is kept in."""
     into: int
     """The register that takes the result; it may be that of an operand."""
+
+
+class SumStep(NamedTuple):
+    """One sum of rows, made of another by adding more or less of some rows."""
+
+    base: int
+    """The register that holds the other sum; -1 where there is none, and it is made of nothing."""
+    rows: tuple[int, ...]
+    shares: tuple[int, ...]
+    """How much more it has of each of `rows`; negative where it has less."""
+    into: int
+    """The register that takes it; it may be `base`."""
+    cells: tuple[int, ...]
+    """The results that are means of this sum, by their index."""
+    divisors: tuple[int, ...]
+    """What it is divided by for each of `cells`."""
+
+
+class SharedSums(NamedTuple):
+    """The sums of several results, in an order in which what they have in common is added once."""
+
+    steps: tuple[SumStep, ...]
+    rows: tuple[int, ...]
+    """Every row that a sum has."""
+    most: tuple[int, ...]
+    """The largest share of each of `rows` in any sum."""
+    registers: int
+    """How many sums are kept at a time."""
+    additions: int
+    """How many rows are added or subtracted on the way to a sum, at most."""
 
 
 class RowsDiffer(Exception):

@@ -116,6 +116,18 @@ class FileStat(NamedTuple):
     inode: int
 
 
+class Identity(NamedTuple):
+    """What a file is known by among web UIs; None where nobody has read enough of it."""
+
+    sha256: str | None = None
+    """Of the whole file, in hex."""
+    legacy: str | None = None
+    """What they called a checkpoint by before: 8 hex digits of a small part of it."""
+
+
+UNKNOWN = Identity()
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One model's tensors, as its header tells them."""
@@ -124,10 +136,8 @@ class Checkpoint:
     path: str
     stat: FileStat
     header: Header
-    sha256: str | None = None
-    """Of the whole file, in hex, where the run was asked to hash its sources."""
-    legacy_hash: str | None = None
-    """What web UIs of old called a checkpoint by; with `sha256`."""
+    identity: Identity = UNKNOWN
+    """Known where the run was asked to hash its sources."""
 
 
 class Span(NamedTuple):

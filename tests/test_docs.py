@@ -2,8 +2,9 @@
 
 A block of commands is ```bash, or ```console where the output is shown too. Commands that call the program are run in
 a directory of their own, in which `demo` is the demo model set, `/data` and `/shared` are replaced, and the files that
-the same page shows are there. What shows no output is only planned. Shown output must appear, line by line and in
-order; `...` stands for anything.
+the same page shows are there. What shows no output is only planned. Where a command reads what the one before it has
+made, the whole block is carried out in one directory, command after command. Shown output must appear, line by line
+and in order; `...` stands for anything.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import enum
+import hashlib
+import json
 import re
 import shlex
 import subprocess
@@ -27,19 +30,27 @@ import mergeflow
 from mergeflow.config import schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+SEMANTICS = [ROOT / "docs" / "semantics.md", ROOT / "docs" / "trees.md"]
+PICTURES = sorted((ROOT / "docs" / "pictures").iterdir())
 PATIENCE_SECONDS = 120
 AT_ONCE = 2
 
 PROGRAM = (("python", "launch.py"), ("mergeflow",), ("make", "demo"))
 """What is run; `make demo` is what its recipe is."""
+CHECKS = ("cmp",)
+"""What else is run, where a block is carried out."""
 OTHERS = ("git", "cd", "make", "pip", "export", "ls", "docker", "ray", "eval", "sha256sum", "PIP_EXTRA_INDEX_URL=...")
 """What else the pages may tell people to type."""
-ONLY_TALK = ("--help", "--cfg", "--info", "-sc")
+ONLY_TALK = ("--help", "--cfg", "--info", "-sc", "job=compare")
 """With these the program merges nothing."""
+MADE_BEFORE = re.compile(r"(?:^|\s)(?:a|b|recipe\.file)=(?!/)\w")
+"""A file that lies below the working directory: the commands before have made it."""
+LARGEST_PICTURE = 250_000
+"""Bytes."""
 
 FENCE = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\((?!\w+:)(?P<file>[^)#\s]*)(?:#(?P<part>[^)\s]+))?\)")
@@ -70,6 +81,8 @@ class Example(NamedTuple):
     command: str
     shown: tuple[str, ...]
     code: int
+    carried_out: bool
+    """Whether it is done whatever it shows, after those before it in the same block."""
 
 
 class Ended(NamedTuple):
@@ -99,12 +112,17 @@ def commands(block: Block) -> Iterator[Example]:
         if command != "echo $?":
             following = found[index + 1] if index + 1 < len(found) else ("", [])
             code = int(following[1][0]) if following[0] == "echo $?" else 0
-            yield Example(block.place, block.page, command, tuple(shown), code)
+            yield Example(block.place, block.page, command, tuple(shown), code, bool(MADE_BEFORE.search(text)))
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [example for block in BLOCKS if block.kind in ("bash", "console") for example in commands(block)]
-RUN = [example for example in COMMANDS if any(example.command.split()[: len(head)] == [*head] for head in PROGRAM)]
+RUN = [
+    example
+    for example in COMMANDS
+    if any(example.command.split()[: len(head)] == [*head] for head in PROGRAM)
+    or (example.carried_out and example.command.split()[0] in CHECKS)
+]
 
 
 def files_of(page: Path) -> dict[str, str]:
@@ -125,14 +143,14 @@ def arguments_of(example: Example, data: Path) -> list[str]:
     arguments = words[2:] if words[0] == "python" else words[1:]
     if any(word in ONLY_TALK for word in arguments):
         return arguments
-    if not example.shown:
+    if not example.shown and not example.carried_out:
         return [*arguments, *(["job=plan"] if "job=plan" not in arguments else [])]
     return arguments if any("executor=" in word for word in arguments) else [*arguments, "executor=local"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, demo_dir: Path) -> Path:
-    """What the pages call `/data` and `/shared`: an SDXL collection, and a folder of other models."""
+    """What the pages call `/data` and `/shared`: an SDXL collection, other models, and what a web UI has merged."""
     place = tmp_path_factory.mktemp("data")
     (place / "sdxl").symlink_to(demo_dir)
     (place / "llm").mkdir()
@@ -141,25 +159,59 @@ def data(tmp_path_factory: pytest.TempPathFactory, demo_dir: Path) -> Path:
         embedding = {"model.embed_tokens.weight": torch.full((512, 64), float(number))}
         tensors = {key: value.to(torch.bfloat16) for key, value in {**layers, **embedding}.items()}
         save_file(tensors, place / "llm" / f"{name}.safetensors", metadata={"format": "pt"})
+    (place / "old").mkdir()
+    save_file({"w": torch.ones(1)}, place / "old" / "x21a.safetensors", metadata=merged_by_a_web_ui(demo_dir))
     return place
+
+
+def merged_by_a_web_ui(demo_dir: Path) -> dict[str, str]:
+    """The metadata of x21a = 0.8 (01 + 02) / 2 + 0.2 (03 + 41) / 2; when 41 was merged, it had not been hashed."""
+    paths = {path.name[2:4]: path for path in demo_dir.glob("_x*.safetensors")}
+    hashes = {id: hashlib.sha256(paths[id].read_bytes()).hexdigest() for id in ("01", "02", "03", "41")}
+    made = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("x01a-_x01_x02", "x02a-_x03_x41")}
+
+    def merge(a: str, b: str | None, multiplier: float, vae: str) -> dict[str, object]:
+        names = ("primary_model_hash", "secondary_model_hash", "interp_method", "multiplier")
+        values = (a, b, "Weighted sum", multiplier)
+        return {"type": "webui", **dict(zip(names, values, strict=True)), "save_as_half": True, "bake_in_vae": vae}
+
+    vae = "sd_xl_base_1.0.vae.safetensors"
+    first = merge(hashes["01"], hashes["02"], 0.5, vae)
+    second = merge(hashes["03"], None, 0.5, vae)
+    leaves = {id: {"name": f"sdxl\\{paths[id].name}", "sd_merge_recipe": None} for id in hashes}
+    one, other = made
+    listed = {
+        made[one]: {"name": f"{one}.safetensors", "sd_merge_recipe": first},
+        hashes["01"]: leaves["01"],
+        hashes["02"]: leaves["02"],
+        made[other]: {"name": f"{other}.safetensors", "sd_merge_recipe": second},
+        hashes["03"]: leaves["03"],
+        hashes["41"]: leaves["41"],
+    }
+    top = merge(made[one], made[other], 0.2, "None")
+    return {"format": "pt", "sd_merge_recipe": json.dumps(top), "sd_merge_models": json.dumps(listed)}
 
 
 @pytest.fixture(scope="module")
 def ended(
     tmp_path_factory: pytest.TempPathFactory, demo_dir: Path, data: Path
-) -> Iterator[dict[Example, Future[Ended]]]:
+) -> Iterator[dict[Example, tuple[Future[list[Ended]], int]]]:
     """All commands, two at a time: each spends most of its time in starting."""
 
-    def run(number: int, example: Example) -> Ended:
+    def run(number: int, together: Sequence[Example]) -> list[Ended]:
         here = tmp_path_factory.mktemp(f"run{number}", numbered=False)
         (here / "demo").symlink_to(demo_dir)
-        for name, text in files_of(example.page).items():
+        for name, text in files_of(together[0].page).items():
             (here / name).parent.mkdir(parents=True, exist_ok=True)
             (here / name).write_text(text.replace("/data/", f"{data}/"), "utf-8")
+        return [carry_out(example, here) for example in together]
+
+    def carry_out(example: Example, here: Path) -> Ended:
         # Outputs stay with their command: several commands of a page write to the same directory.
         arguments = [argument.replace(f"out={data}/", f"out={here}/") for argument in arguments_of(example, data)]
+        check = example.command.split()[0] in CHECKS
         done = subprocess.run(
-            [sys.executable, str(ROOT / "launch.py"), *arguments],
+            shlex.split(example.command) if check else [sys.executable, str(ROOT / "launch.py"), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -168,13 +220,20 @@ def ended(
         )
         return Ended(done.stdout.replace(f"{here}/", "/data/").replace(f"{data}/", "/data/"), done.returncode)
 
+    groups: dict[object, list[Example]] = {}
+    for example in RUN:
+        groups.setdefault(example.place if example.carried_out else example, []).append(example)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {example: pool.submit(run, number, example) for number, example in enumerate(RUN)}
+        futures = [(pool.submit(run, number, group), group) for number, group in enumerate(groups.values())]
+        yield {example: (future, index) for future, group in futures for index, example in enumerate(group)}
 
 
 @pytest.mark.parametrize("example", RUN, ids=lambda example: f"{example.place} {example.command[:60]}")
-def test_a_command_does_what_the_page_shows(example: Example, ended: dict[Example, Future[Ended]]) -> None:
-    output, code = ended[example].result()
+def test_a_command_does_what_the_page_shows(
+    example: Example, ended: dict[Example, tuple[Future[list[Ended]], int]]
+) -> None:
+    group, index = ended[example]
+    output, code = group.result()[index]
     assert code == example.code, output
     lines = iter(plain(line) for line in output.splitlines())
     for shown in map(plain, example.shown):
@@ -206,7 +265,7 @@ def test_python_examples_print_what_they_show(page: Path, tmp_path: Path, monkey
     told: list[str] = []
     result = doctest.DocTestRunner(optionflags=flags).run(test, out=told.append)
     assert result.failed == 0, "".join(told)
-    if page.name == "semantics.md":
+    if page in SEMANTICS:
         assert result.attempted > 20
 
 
@@ -221,6 +280,14 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert match["part"] in {anchor(title) for title in HEADING.findall(target.read_text("utf-8"))}, match[0]
 
 
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
+def test_a_picture_is_shown_by_a_page_and_small(picture: Path) -> None:
+    shown = {(page.parent / match["file"]).resolve() for page in PAGES for match in LINK.finditer(page.read_text())}
+    assert picture in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size < LARGEST_PICTURE
+
+
 def anchor(title: str) -> str:
     """What a heading is called in a link."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
@@ -230,7 +297,8 @@ GROUPS = {
     place.name: {file.stem for file in place.glob("*.yaml")} for place in (ROOT / "conf").iterdir() if place.is_dir()
 }
 TOP = {field.name: field for field in dataclasses.fields(schema.Config)}
-OPEN = {"selection", "target", "models.files", "models.composites"}
+OPEN = {"selection", "target", "models.files", "models.composites", "method.multipliers"}
+OPEN |= {"recipe.nodes", "recipe.vaes", "recipe.given"}
 """Where users have names of their own."""
 TYPOS = {"executor.wokers"}
 """What is mistyped on purpose."""
@@ -273,6 +341,11 @@ POLICIES = {
     "keys.integers": schema.Integers,
     "nonfinite": schema.Nonfinite,
     "dtype": schema.OutputDtype,
+    "keys": schema.KeyRule,
+    "position_ids": schema.PositionIds,
+    "method.arithmetic": schema.Arithmetic,
+    "method.scalars": schema.Scalars,
+    "method.bake": schema.Bake,
 }
 
 
@@ -280,12 +353,12 @@ POLICIES = {
     ("option", "value"), [(option, value.value) for option, kind in POLICIES.items() for value in kind]
 )
 def test_every_policy_is_explained(option: str, value: str) -> None:
-    assert f"`{option}={value}`" in (ROOT / "docs" / "semantics.md").read_text("utf-8")
+    assert any(f"`{option}={value}`" in page.read_text("utf-8") for page in SEMANTICS)
 
 
 def test_every_enum_of_the_schema_is_explained_or_chosen_by_a_group() -> None:
     enums = {value for value in vars(schema).values() if isinstance(value, enum.EnumMeta) and value is not enum.Enum}
-    assert enums == {*POLICIES.values(), schema.Job, schema.MethodName, schema.ExecutorKind}
+    assert enums == {*POLICIES.values(), schema.Job, schema.MethodName, schema.ExecutorKind, schema.RecipeKind}
 
 
 def test_every_group_and_option_of_the_configs_is_in_the_guide() -> None:

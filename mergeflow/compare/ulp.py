@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from mergeflow.execute.block import torch_dtype
-from mergeflow.methods.exact import INTEGER_VIEW, Scratch, round_into
+from mergeflow.methods.exact import INTEGER_VIEW, Scratch
+from mergeflow.methods.rounding import round_into
 from mergeflow.tensors import LAYOUT_ORDER, Dtype
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from mergeflow.recipe.shapes import TreeOptions
 from mergeflow.recipe.tree import Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from omegaconf import DictConfig
 
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+HONOURED: Mapping[schema.RecipeKind | None, set[str]] = {
+    None: {"kind"},
+    schema.RecipeKind.nodes: {"kind", "name", "nodes", "vae"},
+    schema.RecipeKind.webui: {"kind", "name", "file", "check", "vae", "vaes", "given"},
+    schema.RecipeKind.file: {"kind", "name", "file", "check"},
+}
+"""Which options of `recipe` have an effect, by its kind."""
 USEFUL_BLOCK = 16 << 20
 """Bytes; with smaller blocks more workers would read in smaller pieces, and no faster."""
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
@@ -65,6 +72,7 @@ def to_request(config: schema.Config) -> Request:
     if not config.models.dir and not config.models.files:
         problems.append(ConfigError("there are no models: give models.dir=DIR, or models.files"))
     problems += _without_effect(config.method)
+    problems += _recipe_problems(config)
     if config.a or config.b:
         problems.append(ConfigError("a= and b= are for job=compare, and have no effect on another job"))
     if not config.out:
@@ -99,6 +107,8 @@ def to_pair(config: schema.Config) -> tuple[str, str]:
     """The two files to compare, in absolute paths; raises `ConfigError`."""
     if not config.a or not config.b:
         raise ConfigError("job=compare needs two files: give a=FILE b=FILE")
+    if not config.out:
+        raise ConfigError("out is empty; give out=DIR")
     return absolute(config.a), absolute(config.b)
 
 
@@ -127,6 +137,23 @@ def _without_effect(method: schema.Method) -> Iterator[ConfigError]:
     for name, value in vars(schema.Method()).items():
         if name != "name" and vars(method)[name] != value:
             yield ConfigError(f"method.{name} has no effect with method={method.name.value}; it is for pairwise")
+
+
+def _recipe_problems(config: schema.Config) -> Iterator[ConfigError]:
+    """Options of a recorded tree that this one does not honour, and a name that nobody has given."""
+    kind = config.recipe.kind
+    for name, value in vars(schema.Recipe()).items():
+        if name not in HONOURED[kind] and vars(config.recipe)[name] != value:
+            there_is = (
+                f"where recipe.kind is {kind.value}"
+                if kind
+                else "without a recorded tree; give recipe=x39a, webui or file"
+            )
+            yield ConfigError(f"recipe.{name} has no effect {there_is}")
+    if kind in (schema.RecipeKind.nodes, schema.RecipeKind.webui) and any(
+        target.recorded and not target.file for target in config.target.values()
+    ):
+        yield ConfigError("recipe.name is not set; give recipe.name=NAME.safetensors, which the output is called")
 
 
 def to_architecture(arch: schema.Arch) -> Architecture:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hydra.conf import ConfigSourceInfo
 
 _TEXTS = re.compile(
-    r"(?P<name>\+{0,2}(?:out|a|b|recipe\.(?:file|name|vaes\.[^=]+|given\.[^=]+)|models\.(?:dir|pattern|files\.[^=]+)"
+    r"(?P<name>\+{0,2}(?:out|a|b|recipe\.(?:file|name)|models\.(?:dir|pattern|files\.[^=]+)"
     r"|selection\.[^=]+|target\.[^=.]+\.file))=(?P<value>.+)",
     re.DOTALL,
 )
@@ -31,13 +31,24 @@ _PART = re.compile(
 _NUMBERED = re.compile(
     r"\+{0,2}(?P<above>models\.(?:files|composites)|selection|method\.multipliers)\.(?P<name>\d[^=.]*)=(?P<value>.+)"
 )
+_DOTTED = re.compile(r"\+{0,2}(?P<above>recipe\.(?:vaes|given))\.(?P<name>[^=]+)=(?P<value>.+)")
+"""Options whose names have dots of their own: file names, and places in a tree such as `x39a.b`."""
 _NOT_TEXT = re.compile(r"""['"].*|\$\{.*|\[.*\]|null|\?\?\?""", re.DOTALL)
 """Values that are quoted already, refer to another option, are lists or nothing."""
 _FILES = re.compile(r"path=file://(.*)")
 _UNKNOWN_KEY = re.compile(
     r"(?:Could not override|Key) '([^']+)'(?: is not in struct| not in |\. No match in the defaults)"
 )
-DECIDED_BY_THE_FILE = {"dtype", "experiment", "keys", "method", "nonfinite", "position_ids", "selection", "target"}
+DECIDED_BY_THE_FILE = (
+    "dtype",
+    "keys",
+    "method",
+    "models.composites",
+    "nonfinite",
+    "position_ids",
+    "selection",
+    "target",
+)
 _SAYINGS = (
     (re.compile(r"field '(.+)' is not Optional"), r"\1 cannot be null"),
     (
@@ -48,6 +59,11 @@ _SAYINGS = (
         re.compile(r"Invalid type assigned: dict is not a subclass of .*"),
         "what is new is added as a whole, in braces, as in '+target={NAME: {file: ..., selection: ...}}'",
     ),
+    (
+        re.compile(r"invalid literal for int\(\) with base 10: '(.+)'"),
+        r"there is no '\1' in a list; write the list as a whole, as in NAME=[A,B,0.3]",
+    ),
+    (re.compile(r"list index out of range"), "the list ends before; write it as a whole, as in NAME=[A,B,0.3]"),
     (
         re.compile(r"Ambiguous value for argument ('.*')"),
         r"\1 has several values; write [a,b] for a list, quotes around a text, or -m to run once for each",
@@ -82,12 +98,15 @@ def _text(value: str) -> str:
 
 
 def _in_braces(argument: str) -> str | None:
-    """What Hydra takes only in braces: a component that a target does not name yet, an id that begins with a digit."""
+    """What Hydra takes only in braces: components that a target does not name yet, names with digits first or dots."""
     if part := _PART.fullmatch(argument):
         other = {"model": "selection", "selection": "model"}[part["field"]]  # which this one replaces
         return f"++{part['above']}={{{part['name']}: {{{part['field']}: {_text(part['value'])}, {other}: null}}}}"
     if entry := _NUMBERED.fullmatch(argument):
         name = entry["name"] if not entry["name"].isdigit() else f"0{entry['name']}"  # 05 is text to Hydra, 5 is not
+        return f"++{entry['above']}={{{name}: {_text(entry['value'])}}}"
+    if entry := _DOTTED.fullmatch(argument):
+        name = re.sub(r"([\\()\[\]{}:,])", r"\\\1", entry["name"])
         return f"++{entry['above']}={{{name}: {_text(entry['value'])}}}"
     return None
 
@@ -96,7 +115,9 @@ def ignored_by_a_replay(overrides: Iterable[str]) -> Iterator[ConfigError]:
     """What is typed beside `recipe=file` that the file itself decides."""
     for override in overrides:
         name = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        if name.partition(".")[0] in DECIDED_BY_THE_FILE and name not in ("target", "target.recorded.file"):
+        if name == "experiment":
+            yield ConfigError("an experiment chooses what recipe=file tells; leave it out, and give models= and arch=")
+        elif name.startswith(DECIDED_BY_THE_FILE) and name not in ("target", "target.recorded.file"):
             yield ConfigError(f"{name} has no effect with recipe=file, whose recipe tells it; leave {name}= out")
 
 
@@ -158,7 +179,8 @@ def misread_numbers(
 ) -> Iterator[ConfigError]:
     """Numbers in the chosen config files that YAML does not read as they are written.
 
-    An id written as 010 would silently become 8, and the wrong model would be merged.
+    An id written as 010 would silently become 8, and the wrong model would be merged. Multipliers are no ids: 0.50 is
+    what it says.
     """
     roots = [Path(source.path) for source in sources if source.schema == "file"]
     names = [primary, *(f"{group}/{one}" for group, choice in choices.items() for one in _each(choice))]
@@ -180,20 +202,41 @@ def _included(name: str, document: yaml.Node | None) -> Iterator[str]:
 
 
 def _misread(file: Path, document: yaml.Node | None) -> Iterator[ConfigError]:
-    nodes = [document]
+    nodes: list[tuple[yaml.Node | None, tuple[str | int, ...]]] = [(document, ())]
     while nodes:
-        node = nodes.pop(0)
+        node, way = nodes.pop(0)
         if isinstance(node, yaml.MappingNode):
-            nodes = [part for pair in node.value for part in pair] + nodes
+            pairs = [((key, ()), (value, (*way, str(key.value)))) for key, value in node.value]
+            nodes = [part for pair in pairs for part in pair] + nodes
         elif isinstance(node, yaml.SequenceNode):
-            nodes = node.value + nodes
+            nodes = [(one, (*way, number)) for number, one in enumerate(node.value)] + nodes
         elif isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")):
-            read = str(yaml.safe_load(node.value))
-            if read != normal(node.value):
+            read = yaml.safe_load(node.value)
+            what, remedy = "id", f'write "{node.value}" in quotes'
+            right = str(read) == normal(node.value)
+            if _is_multiplier(way):
+                what, remedy = "number", "write it in decimal digits"
+                right = read == _decimal(node.value)
+            if not right:
                 yield ConfigError(
-                    f"{file.name}, line {node.start_mark.line + 1}: YAML does not read {node.value} as the id "
-                    f'that it looks like, but as {read}; write "{node.value}" in quotes'
+                    f"{file.name}, line {node.start_mark.line + 1}: YAML does not read {node.value} as the {what} "
+                    f"that it looks like, but as {read}; {remedy}"
                 )
+
+
+def _is_multiplier(way: tuple[str | int, ...]) -> bool:
+    """Whether these keys lead to a number to multiply by: `multipliers: {NODE: M}`, `nodes: {NODE: [A, B, M]}`."""
+    match way:
+        case (*_, "multipliers", str()) | (*_, "nodes", str(), 2 | "multiplier"):
+            return True
+    return False
+
+
+def _decimal(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _each(choice: object) -> list[object]:

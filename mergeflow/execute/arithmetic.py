@@ -16,6 +16,7 @@ from mergeflow.errors import UnmergeableValues
 from mergeflow.execute.block import torch_dtype
 from mergeflow.interfaces import Rows, RowsDiffer
 from mergeflow.methods.exact import INTEGER_VIEW
+from mergeflow.methods.family import merge_family
 from mergeflow.methods.registry import method_of
 from mergeflow.plan.tiles import PIECE
 from mergeflow.tensors import Dtype, some
@@ -70,8 +71,10 @@ class Arithmetic:
             part = slice(start, min(start + PIECE, tile.stop - tile.start))
             piece = Piece(strip, tile.start + start, self._rows(groups, part, floats))
             self._count(piece, tolerated, floats)
-            for cell, method, out in zip(strip.cells, methods, outs, strict=True):
-                self._cell(piece, cell, method, out[part])
+            results = [out[part] for out in outs]
+            made = _made_together(piece, results)
+            for index, (cell, method, out) in enumerate(zip(strip.cells, methods, results, strict=True)):
+                self._cell(piece, cell, method, out, index in made)
 
     def _rows(self, groups: Sequence[Group], part: slice, floats: bool) -> Rows:
         values: list[Tensor] = []
@@ -112,7 +115,8 @@ class Arithmetic:
             if row.is_floating_point() and not math.isfinite(peak):
                 tolerated[source, piece.strip.key] += int((~row.isfinite()).sum())
 
-    def _cell(self, piece: Piece, cell: Cell, method: Method, out: Tensor) -> None:
+    def _cell(self, piece: Piece, cell: Cell, method: Method, out: Tensor, made: bool) -> None:
+        """Merge one cell, unless it is `made` already, and check what came of it."""
         rows = Rows([piece.rows.values[row] for row in cell.rows], [piece.rows.peaks[row] for row in cell.rows])
         try:
             if method.takes_any_dtype:
@@ -121,7 +125,9 @@ class Arithmetic:
             finite = all(map(math.isfinite, rows.peaks))
             if not finite and self._plan.nonfinite == "error":
                 self._not_finite(piece, cell)
-            if finite or self._plan.nonfinite == "propagate":
+            if made:
+                pass
+            elif finite or self._plan.nonfinite == "propagate":
                 method.merge(rows, cell.shares, out)
             else:
                 method.skip(rows, cell.shares, out)
@@ -213,6 +219,15 @@ class Arithmetic:
 
     def _model(self, piece: Piece, row: int) -> str:
         return self._plan.checkpoints[piece.strip.sources[row]].id
+
+
+def _made_together(piece: Piece, results: Sequence[Tensor]) -> set[int]:
+    """Merge the cells that share sums, where that gives the bits that they have alone; the indices of those made."""
+    made: set[int] = set()
+    for family in piece.strip.sums:
+        if merge_family(piece.rows, family, results):
+            made.update(cell for step in family.steps for cell in step.cells)
+    return made
 
 
 def _wider(value: float) -> list[str]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from mergeflow.interfaces import Rows, RowsDiffer
-from mergeflow.methods.exact import INTEGER_VIEW, round_into
+from mergeflow.methods.exact import INTEGER_VIEW
+from mergeflow.methods.rounding import round_into
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Sums without rounding, and the one rounding at the end.
+"""Sums without rounding, and their quotients, which `rounding` rounds as if they were exact.
 
 Why a sum can be exact. A finite value of a float format with p significant bits is an integer multiple of a
 quantum: at least 2^-24 for every fp16, and 2^(e-p+1) for a row whose smallest nonzero magnitude lies in
@@ -19,10 +19,6 @@ that over D. Rounding S / D to m bits moves it by at most 2^(e-m), which is less
 than q / D because of |S|. So the rounded quotient lies on the same side of t, or on t if the exact one does: rounding
 it to p bits gives what rounding the exact quotient gives.
 
-Why a third rounding is harmless. torch converts fp64 to fp16 or bf16 by way of fp32. Rounding to odd first (Boldo and
-Melquiond, "Emulation of FMA and correctly rounded sums", 2008) makes the conversion right: the last bit kept is set
-whenever anything nonzero was cut off, so no tie can be made or lost.
-
 A sum that is zero is +0, whatever the signs of its terms: it must not depend on how they were grouped.
 """
 
@@ -38,7 +34,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 Words: TypeAlias = Sequence[Tensor]
 """A sum, one value per element, as the sum of several rows."""
@@ -55,13 +51,8 @@ SHORTEST_RUN = 3
 """Rows; adding fewer of them in fp32 first costs more than it saves."""
 QUANTUM_ROWS = 4
 """Rows whose smallest magnitude is looked up together; few enough that they stay in a core's own cache."""
-CUT_BITS = FP64_BITS - FP32_BITS
-CUT = (1 << CUT_BITS) - 1
 SPLIT = (1 << 27) - 1
 """Clearing 27 of 53 bits leaves a factor whose product with an integer below `SHARES_LIMIT` is exact in fp64."""
-BF16_SMALLEST_NORMAL, BF16_QUANTUM = 2.0**-126, 2.0**-133
-E4M3_ROUNDS_TO_LARGEST = 464.0
-"""Above this a value is beyond `float8_e4m3fn`, which has no infinity; some versions of torch make 448 of it."""
 
 
 class Scratch(threading.local):
@@ -90,19 +81,52 @@ def add_exactly(values: Sequence[Tensor], peaks: Sequence[float], shares: Sequen
     first of which is next to it. They live in this thread's scratch: they are gone with the next call.
     """
     bound = sum(peak * share for peak, share in zip(peaks, shares, strict=True))
-    quantum = _quantum(values)
-    if _fits(FP32_BITS, bound, quantum) and _may_divide_in_fp32(out, sum(shares), quantum):
-        return [_add_runs(values, peaks, shares, quantum, torch.float32)]
+    quantum = quantum_of(values)
+    count, dtype = words_for(bound, quantum, len(values), [(out, sum(shares))])
+    words = [_scratch(f"word {index}", values[0], dtype).zero_() for index in range(count)]
+    add_to(words, values, peaks, shares, quantum, words)
+    return words
+
+
+def words_for(
+    bound: float, quantum: float, additions: int, outs: Iterable[tuple[torch.dtype, int]]
+) -> tuple[int, torch.dtype]:
+    """How many words of which dtype it takes so that no addition loses anything.
+
+    `bound` is what the magnitudes of all terms add up to, at most; `quantum` that of the terms. `outs` are the dtypes
+    and divisors of the means that will be made of the sums.
+    """
+    if _fits(FP32_BITS, bound, quantum) and all(_may_divide_in_fp32(out, by, quantum) for out, by in outs):
+        return 1, torch.float32
     if _fits(FP64_BITS, bound, quantum):
-        return [_add_runs(values, peaks, shares, quantum, torch.float64)]
-    words = [_scratch(f"word {index}", values[0]).zero_() for index in range(_count(bound, quantum, len(values)))]
+        return 1, torch.float64
+    return _count(bound, quantum, additions), torch.float64
+
+
+def add_to(
+    base: Words,
+    values: Sequence[Tensor],
+    peaks: Sequence[float],
+    shares: Sequence[int],
+    quantum: float,
+    total: Words,
+) -> None:
+    """Make `total` the sum `base` and of `share * value` over all rows; it may be `base`, or other memory.
+
+    The words are as many as `words_for` says, and the quantum is that of these rows or less.
+    """
+    if len(total) == 1:
+        _add_runs(base[0], values, peaks, shares, quantum, total[0])
+        return
+    for before, word in zip(base, total, strict=True):
+        if word is not before:
+            word.copy_(before)
     for value, share in zip(values, shares, strict=True):
         for term in _terms(value, share):
-            for word in words[:-1]:
+            for word in total[:-1]:
                 _two_sum(word, term)
-            words[-1].add_(term)
-    _settle(words)
-    return words
+            total[-1].add_(term)
+    _settle(total)
 
 
 def _fits(bits: int, bound: float, quantum: float) -> bool:
@@ -123,7 +147,7 @@ def _count(bound: float, quantum: float, rows: int) -> int:
     return min(2 + math.floor(min(excess / per_word, MOST_WORDS)), MOST_WORDS)
 
 
-def _quantum(values: Sequence[Tensor]) -> float:
+def quantum_of(values: Sequence[Tensor]) -> float:
     """A power of two of which every value is a multiple; infinite if all are 0."""
     least = math.inf
     for dtype, rows in groupby(values, key=lambda row: row.dtype):
@@ -151,25 +175,34 @@ def _looked_up(rows: Tensor) -> float:
 
 
 def _add_runs(
-    values: Sequence[Tensor], peaks: Sequence[float], shares: Sequence[int], quantum: float, dtype: torch.dtype
-) -> Tensor:
-    """The sum of rows of which it is known that no addition in `dtype` rounds.
+    base: Tensor,
+    values: Sequence[Tensor],
+    peaks: Sequence[float],
+    shares: Sequence[int],
+    quantum: float,
+    total: Tensor,
+) -> None:
+    """Make `total` the sum of `base` and the rows, of which it is known that no addition in its dtype rounds.
 
     Rows of equal shares are added in fp32 first as far as that is exact, because it is several times faster.
     """
-    total = _scratch("word 0", values[0], dtype).zero_()
     index = 0
     while index < len(values):
         end = _run(peaks, shares, index, quantum)
-        if end - index < SHORTEST_RUN and dtype != torch.float32:
-            total.add_(values[index], alpha=shares[index])
-            index += 1
-            continue
+        if end - index < SHORTEST_RUN and total.dtype != torch.float32:
+            end = index + 1
         for run in _stacks(values[index:end], end - index):
-            part = torch.sum(run, 0, dtype=torch.float32, out=_scratch("part", values[0], torch.float32))
-            total.add_(part, alpha=shares[index])
+            base = torch.add(base, _part(run), alpha=shares[index], out=total)
         index = end
-    return total
+
+
+def _part(run: Tensor) -> Tensor:
+    """The sum of the rows of a matrix, which fp32 holds if there are several."""
+    if len(run) == 1 and run.dtype != torch.float16:
+        return run[0]
+    part = _scratch("part", run[0], torch.float32)
+    # A lone row of fp16 goes by way of fp32, too: that takes torch half the time.
+    return part.copy_(run[0]) if len(run) == 1 else torch.sum(run, 0, dtype=torch.float32, out=part)
 
 
 def _run(peaks: Sequence[float], shares: Sequence[int], start: int, quantum: float) -> int:
@@ -209,7 +242,7 @@ def _stacks(rows: Sequence[Tensor], most: int) -> Iterator[Tensor]:
 
 def _terms(row: Tensor, share: int) -> Iterator[Tensor]:
     """`share * row` in terms that fp64 holds; each is overwritten by who takes it."""
-    if row.dtype == torch.float64 and share != 1:
+    if row.dtype == torch.float64 and abs(share) != 1:
         high = torch.bitwise_and(row.view(torch.int64), ~SPLIT, out=_scratch("high", row, torch.int64))
         low = torch.sub(row, high.view(torch.float64), out=_scratch("low", row))
         yield high.view(torch.float64).mul_(share)
@@ -243,9 +276,10 @@ def divide(words: Words, divisor: int | Tensor, out: torch.dtype) -> Tensor:
 
     `divisor` is below `SHARES_LIMIT`. The result is fp64, or fp32 where that is enough.
     """
+    by = divisor.to(words[0].dtype) if isinstance(divisor, Tensor) else divisor
+    quotient = torch.div(words[0], by, out=_scratch("quotient", words[0], words[0].dtype))
     if len(words) == 1:
-        return words[0].div_(divisor.to(words[0].dtype) if isinstance(divisor, Tensor) else divisor)
-    quotient = torch.div(words[0], divisor, out=_scratch("quotient", words[0]))
+        return quotient
     quotient.sub_(_excess(quotient, words, divisor).div_(divisor))
     if out != torch.float64:
         excess = _excess(quotient, words, divisor)
@@ -263,33 +297,3 @@ def _excess(quotient: Tensor, words: Words, divisor: int | Tensor) -> Tensor:
     for word in words[1:]:
         excess.sub_(word)
     return excess
-
-
-def round_into(value: Tensor, out: Tensor) -> None:
-    """Write `value`, fp64 or fp32, into `out`, rounded once to its dtype (ties to even). `value` is overwritten."""
-    if out.dtype in (torch.float32, torch.float64):
-        out.copy_(value)
-        return
-    if value.dtype == torch.float32:
-        _narrow_into(value, out)
-        return
-    if out.dtype == torch.bfloat16:
-        _settle_bf16_subnormals(value)
-    bits = value.view(torch.int64)
-    sticky = torch.bitwise_and(bits, CUT, out=_scratch("sticky", value, torch.int64)).add_(CUT)
-    bits.bitwise_or_(sticky).bitwise_and_(~CUT)
-    _narrow_into(_scratch("part", value, torch.float32).copy_(value), out)
-
-
-def _narrow_into(value: Tensor, out: Tensor) -> None:
-    if out.dtype == torch.float8_e4m3fn:
-        value.masked_fill_(value.abs() > E4M3_ROUNDS_TO_LARGEST, math.nan)
-    out.copy_(value)
-
-
-def _settle_bf16_subnormals(value: Tensor) -> None:
-    """Round what is subnormal in bf16 here: fp32 is subnormal there too and would round a first time."""
-    tiny = value.abs() < BF16_SMALLEST_NORMAL
-    if bool(tiny.any()):
-        magic = math.ldexp(1.5 * BF16_QUANTUM, FP64_BITS - 1)
-        value.copy_(torch.where(tiny, ((value + magic) - magic).copysign(value), value))

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from mergeflow.methods.exact import Scratch, round_into
+from mergeflow.methods.exact import Scratch
+from mergeflow.methods.rounding import round_into
 from mergeflow.tensors import Dtype
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _multiply_add(factor: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _add_to_odd(one: Tensor, other: Tensor, total: Tensor, room: Tensor) -> None:
-    """Write the sum into `total`, rounded to odd (see `exact`): cut, and the last bit set if that lost anything.
+    """Write the sum into `total`, rounded to odd (see `rounding`): cut, and the last bit set if that lost anything.
 
     All are fp64 and apart in memory; all but `total` are good for nothing afterwards.
     """

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mergeflow.methods.exact import add_exactly, divide, round_into
+from mergeflow.methods.exact import add_exactly, divide
+from mergeflow.methods.rounding import round_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

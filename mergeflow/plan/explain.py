@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from mergeflow.plan.drawing import baked, draw
+from mergeflow.plan.metadata import share_in_text
 from mergeflow.recipe.request import REST
 from mergeflow.tensors import si_bytes
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 WIDTH = 110
 INDENT = " " * 8
+LONGEST_TERM = 10_000
+"""Of a fraction; what takes more digits says more as a decimal."""
 
 
 def explain(plan: Plan) -> str:
@@ -73,7 +76,7 @@ def shares_in_words(part: Part) -> str:
     """`share 1/14 each, but 21 1/28, 22 3/28`: the share that an entry has, and who has another."""
     usual = Fraction(1, len(part.entries))
     others = [(id, share) for id, share in part.shares.items() if share != usual]
-    others_in_words = ", ".join(f"{id} {share}" for id, share in others)
+    others_in_words = ", ".join(f"{id} {share_in_text(share, LONGEST_TERM)}" for id, share in others)
     if len(others) == len(part.shares):
         return f"share {others_in_words}"
     return f"share {usual} each" + (f", but {others_in_words}" if others else "")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeflow.errors import FormatError, IncompatibleSources, MergeflowError, OverBudget
 from mergeflow.plan.agree import Agreement
+from mergeflow.plan.families import Families
 from mergeflow.plan.metadata import metadata
 from mergeflow.plan.plan import Cell, Memory, Output, Place, Plan, Strip
 from mergeflow.plan.tiles import cut, memory_for
@@ -89,7 +90,12 @@ def _strips(outputs: Sequence[Output], rows: Sequence[Sequence[Wanted]]) -> tupl
         for tensor in wanted:
             alike.setdefault((tensor.key, tensor.shape), []).append((index, tensor))
     same: dict[tuple[object, ...], tuple[object, ...]] = {}
-    strips = [_shared(_strip(users, outputs), same) for (_, shape), users in alike.items() if 0 not in shape]
+    families = Families()
+    strips = []
+    for (_, shape), users in alike.items():
+        if 0 not in shape:
+            strip = _shared(_strip(users, outputs), same)
+            strips.append(strip._replace(sums=families.of(strip.cells)))
     return tuple(sorted(strips, key=lambda strip: (LAYOUT_ORDER[strip.cells[0].dtype], strip.key)))
 
 

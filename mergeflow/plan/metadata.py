@@ -6,12 +6,14 @@ The same recipe gives the same bytes: no path, no time stamp, no host. All value
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from mergeflow import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from fractions import Fraction
 
     from mergeflow.plan.sources import Wanted
     from mergeflow.recipe.modelset import ModelSet
@@ -28,16 +30,19 @@ def metadata(
     """The metadata of one output: ModelSpec, the convention of web UIs, and the whole recipe."""
     made = {"format": "pt"}
     title = target.file.removesuffix(".safetensors")
-    names = {id: _name(checkpoints[id][1].path) for id in target.checkpoints()}
+    sources = {id: checkpoints[id][1] for id in target.checkpoints()}
+    names = {id: _name(one.path) for id, one in sources.items()}
     if recipe.architecture.metadata:
         made.update(recipe.architecture.metadata)
         made["modelspec.title"] = title
         made["modelspec.merged_from"] = ", ".join(names[id].removesuffix(".safetensors") for id in target.merged())
         predicts_v = any(tensor.key == V_PREDICTION for tensor in wanted)
         made["modelspec.prediction_type"] = "v" if predicts_v else "epsilon"
-    described = describe(target, recipe) | {"sources": {id: _source(checkpoints[id][1]) for id in names}}
+    described = describe(target, recipe) | {"sources": {id: _source(one) for id, one in sources.items()}}
     made["sd_merge_recipe"] = _json({"type": "mergeflow", "custom_name": title, **described})
-    lineage = {checkpoints[id][1].sha256 or id: _lineage(name, checkpoints[id][1]) for id, name in names.items()}
+    lineage = {
+        checkpoints[id][1].identity.sha256 or id: _lineage(name, checkpoints[id][1]) for id, name in names.items()
+    }
     made["sd_merge_models"] = _json(lineage)
     # A web UI that copies metadata parses every value that starts with a brace and then cannot save it again
     # (webui #10460); JSON may start with a space, and then it stays text.
@@ -67,7 +72,7 @@ def describe(target: Target, recipe: Recipe) -> dict[str, Any]:
             part.component: {
                 "method": part.method,
                 "list": list(part.entries),
-                "shares": {id: str(share) for id, share in part.shares.items()},
+                "shares": {id: share_in_text(share) for id, share in part.shares.items()},
                 **_by_tree(part),
             }
             for part in target.parts
@@ -75,6 +80,16 @@ def describe(target: Target, recipe: Recipe) -> dict[str, Any]:
         "trees": {_tree_name(part.tree): _tree(part.tree) for part in target.parts if part.tree is not None},
         "composites": _composites([entry for part in target.parts for entry in part.entries], recipe.models),
     }
+
+
+def share_in_text(share: Fraction, longest: int = 10**18) -> str:
+    """A share as a fraction, or as a decimal if that has terms from `longest` on.
+
+    Multipliers with many decimals, one upon the other, give fractions of thousands of digits.
+    """
+    if max(abs(share.numerator), share.denominator) < longest:
+        return str(share)
+    return f"{Decimal(share.numerator) / share.denominator:.6g}"
 
 
 def _by_tree(part: Part) -> dict[str, Any]:
@@ -96,7 +111,8 @@ def _tree(tree: Tree) -> dict[str, Any]:
 def _source(checkpoint: Checkpoint) -> dict[str, Any]:
     """What tells the file of a source from another under its name, as far as it has been read."""
     told = {"name": _name(checkpoint.path), "size": checkpoint.stat.size, "header": checkpoint.header.digest}
-    return told if checkpoint.sha256 is None else told | {"sha256": checkpoint.sha256}
+    sha256 = checkpoint.identity.sha256
+    return told if sha256 is None else told | {"sha256": sha256}
 
 
 def _composites(entries: list[str], models: ModelSet) -> dict[str, list[str]]:
@@ -113,7 +129,7 @@ def _composites(entries: list[str], models: ModelSet) -> dict[str, list[str]]:
 def _lineage(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
     """One entry of `sd_merge_models`. The web UI keys them by the hash of the file, if that is known."""
     recipe = _parsed(checkpoint.header.metadata)
-    return {"name": name, "legacy_hash": checkpoint.legacy_hash, "sd_merge_recipe": recipe}
+    return {"name": name, "legacy_hash": checkpoint.identity.legacy, "sd_merge_recipe": recipe}
 
 
 def _parsed(source: Mapping[str, str]) -> Any:

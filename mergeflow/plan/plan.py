@@ -9,7 +9,7 @@ from mergeflow.tensors import Header
 
 if TYPE_CHECKING:
     from mergeflow.errors import MergeflowError
-    from mergeflow.interfaces import Step
+    from mergeflow.interfaces import SharedSums, Step
     from mergeflow.recipe.request import Budget, Nonfinite, Target
     from mergeflow.tensors import Checkpoint, Dtype, Layout
 
@@ -48,6 +48,8 @@ class Strip(NamedTuple):
     offsets: tuple[int, ...]
     """The byte of the source file at which each row's tensor begins."""
     cells: tuple[Cell, ...]
+    sums: tuple[SharedSums, ...] = ()
+    """How cells that have rows in common are made together; cells that are in none are made alone."""
 
     @property
     def bytes_per_element(self) -> int:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mergeflow.errors import OverBudget
+from mergeflow.interfaces import SHARED_WORDS
 from mergeflow.plan.plan import Memory, Tile
-from mergeflow.tensors import si_bytes
+from mergeflow.tensors import Dtype, si_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,7 +108,9 @@ def _widened(strip: Strip) -> int:
 
 
 def _registers(strips: Sequence[Strip]) -> int:
-    """Bytes of one piece of all that trees keep between their leaves and their tops: a thread keeps it for them all."""
+    """Bytes of one piece of all that trees and shared sums keep on their way: a thread keeps it for them all."""
+    shared = max((sums.registers for strip in strips for sums in strip.sums), default=0)
     programs = {cell.steps for strip in strips for cell in strip.cells if cell.steps}
     kept = {(step.into, step.dtype) for steps in programs for step in steps}
-    return PIECE * (sum(dtype.itemsize for _, dtype in kept) + SPARE) if kept else 0
+    for_trees = sum(dtype.itemsize for _, dtype in kept) + SPARE if kept else 0
+    return PIECE * (for_trees + shared * SHARED_WORDS * Dtype.F64.itemsize)

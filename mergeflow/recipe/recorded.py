@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from mergeflow.errors import ConfigError, MergeflowError, raise_all
+from mergeflow.recipe.ids import nearest
 from mergeflow.recipe.tree import INPUTS, Formula, Node, Tree
 from mergeflow.tensors import some
 
@@ -51,29 +52,46 @@ def _merge(where: str, written: object, vae: str | None) -> Merge:
         told = dict(zip(("a", "b", "multiplier"), written, strict=False))
     else:
         raise ConfigError(f"{where} is neither [A, B], [A, B, M] nor a mapping of {', '.join(FIELDS)}")
-    if unknown := [key for key in told if key not in FIELDS]:
+    if unknown := [str(key) for key in told if key not in FIELDS]:
         raise ConfigError(f"{where} has {some(unknown)}; a merge has {', '.join(FIELDS)}")
     formula = told.get("formula", "weighted_sum")
-    if formula not in INPUTS:
+    if not isinstance(formula, str) or formula not in INPUTS:
         raise ConfigError(f"{where} has the formula {formula!r}; choose {', '.join(INPUTS)}")
     letters = ("a", "b", "c")[: INPUTS[formula]]
     if any(letter not in told for letter in letters) or any(
         letter in told for letter in "abc" if letter not in letters
     ):
         raise ConfigError(f"{where}: {formula} takes {', '.join(letters)}, and this has {', '.join(told) or 'nothing'}")
-    multiplier, save_half = told.get("multiplier", 0.5), told.get("save_half", True)
-    if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not math.isfinite(multiplier):
-        raise ConfigError(f"{where} has the multiplier {multiplier!r}, which is no number")
+    save_half, bake = told.get("save_half", True), told.get("bake", vae)
     if not isinstance(save_half, bool):
         raise ConfigError(f"{where} has save_half {save_half!r}; write true or false")
-    bake = told.get("bake", vae)
     return Merge(
-        tuple(str(told[letter]) for letter in letters),
-        float(multiplier),
-        formula,
+        tuple(_name(where, letter, told[letter]) for letter in letters),
+        _multiplier(where, told.get("multiplier", 0.5)),
+        cast("Formula", formula),
         save_half,
-        None if bake is None else str(bake),
+        None if bake is None else _name(where, "bake", bake),
     )
+
+
+def _name(where: str, field: str, written: object) -> str:
+    if isinstance(written, bool) or not isinstance(written, str | int):
+        raise ConfigError(f"{where} has {written!r} as {field}, where a model or another merge is named")
+    return str(written)
+
+
+def _multiplier(where: str, written: object) -> float:
+    try:
+        if not isinstance(written, bool) and isinstance(written, int | float) and math.isfinite(written):
+            return float(written)
+    except OverflowError:
+        pass
+    raise ConfigError(f"{where} has the multiplier {_short(written)}, which is no number to multiply by")
+
+
+def _short(written: object) -> str:
+    text = repr(written)
+    return text if len(text) <= 24 else f"{text[:16]}..."
 
 
 def recorded_tree(merges: Mapping[str, Merge], models: ModelSet) -> Tree:
@@ -84,23 +102,22 @@ def recorded_tree(merges: Mapping[str, Merge], models: ModelSet) -> Tree:
     problems: list[MergeflowError] = []
     leaves: dict[str, str] = {}
     for name, merge in merges.items():
-        for wanted in (*merge.inputs, *([merge.bake] if merge.bake else [])):
+        for wanted in dict.fromkeys((*merge.inputs, *([merge.bake] if merge.bake else []))):
             if wanted not in merges or wanted == merge.bake:
                 try:
-                    leaves[wanted] = _checkpoint(wanted, models)
+                    leaves[wanted] = _checkpoint(wanted, merges, models)
                 except MergeflowError as error:
-                    problems.append(ConfigError(f"recipe, {name}: {error}"))
+                    problems.append(ConfigError(f"recipe.nodes.{name}: {error}"))
     taken = {wanted for merge in merges.values() for wanted in merge.inputs}
     tops = [name for name in merges if name not in taken]
     levels = _levels(merges)
     if not merges:
         problems.append(ConfigError("recipe.nodes is empty; give the merges of the tree"))
-    elif levels is None:
-        problems.append(ConfigError("recipe.nodes: a merge is made of itself; every merge comes after what it takes"))
+    elif circle := _circle(merges, levels):
+        problems.append(ConfigError(f"recipe.nodes goes round in a circle: {some(circle)}; a merge is made of others"))
     elif len(tops) > 1:
         problems.append(ConfigError(f"recipe.nodes has {len(tops)} results, {some(tops)}; a tree has one"))
     raise_all(problems)
-    assert levels is not None
     return _tree(merges, leaves, sorted(merges, key=levels.__getitem__))
 
 
@@ -127,20 +144,32 @@ def _tree(merges: Mapping[str, Merge], leaves: Mapping[str, str], order: Sequenc
     return Tree(tuple(found), tuple(nodes))
 
 
-def _levels(merges: Mapping[str, Merge]) -> dict[str, int] | None:
-    """The level of every merge, in the order of `merges` where equal; None if one is made of itself."""
+def _levels(merges: Mapping[str, Merge]) -> dict[str, int]:
+    """The level of every merge but those that stand on a circle."""
     levels: dict[str, int] = {}
     waiting = dict(merges)
     while waiting:
         ready = [name for name, merge in waiting.items() if not any(one in waiting for one in merge.inputs)]
         if not ready:
-            return None
+            break
         for name in ready:
             levels[name] = 1 + max(levels.get(one, 0) for one in waiting.pop(name).inputs)
     return levels
 
 
-def _checkpoint(id: str, models: ModelSet) -> str:
+def _circle(merges: Mapping[str, Merge], levels: Mapping[str, int]) -> list[str]:
+    """Those of the merges without a level that others of them are made of: the rest only stand on them."""
+    left, before = [name for name in merges if name not in levels], len(merges) + 1
+    while len(left) < before:
+        taken = {one for name in left for one in merges[name].inputs}
+        left, before = [name for name in left if name in taken], len(left)
+    return left
+
+
+def _checkpoint(id: str, merges: Mapping[str, Merge], models: ModelSet) -> str:
+    if id not in models and id not in merges:
+        known = (*merges, *models.paths, *models.composites)
+        raise ConfigError(f"'{id}' is neither a merge of the recipe nor in {models.place}{nearest(id, known)}")
     found = models.find(id)
     if found in models.composites:
         raise ConfigError(f"'{found}' is a composite of {', '.join(models.composites[found])}; name one model")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, get_args
 
 from mergeflow.errors import ConfigError, IncompatibleSources, SelectionError, raise_all
+from mergeflow.recipe.ids import normal
 from mergeflow.recipe.request import (
     COPY,
     PAIRWISE,
@@ -21,12 +23,13 @@ from mergeflow.recipe.request import (
     Part,
     Policies,
     PositionIds,
-    RecordedFile,
     Recipe,
+    RecordedFile,
     Surplus,
     Target,
 )
 from mergeflow.recipe.tree import INPUTS, Arithmetic, Node, Rules, Scalars, Tree
+from mergeflow.recipe.webui.naming import printable
 from mergeflow.tensors import OUTPUT_DTYPES, some
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 KEY = "mergeflow"
 """Where in the metadata of a file its recipe stands."""
+_FRACTION = re.compile(r"-?[0-9]{1,4000}(/[0-9]{1,4000})?")
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,20 @@ class Replay:
         try:
             self._sources = {id: _source(one) for id, one in _mapping(told["sources"]).items()}
             self._local = self._found(models)
-            self._models = replace(models, composites=self._composites(told))
+            self._models = replace(models, composites=self._composites(_mapping(told["composites"])))
             self._trees = {name: self._tree(one) for name, one in _mapping(told["trees"]).items()}
             self.policies = _policies(told)
             self.architecture = _text(told["architecture"])
-            self.version = _text(told["mergeflow"])
-            self._told = told
+            self._file = _text(told["file"])
+            self._dtype = _one_of(told["dtype"], tuple(OUTPUT_DTYPES))
+            self._keys_from, self._base = (self._single(told["keys"][role]) for role in ("from", "base"))
             self._parts = tuple(self._part(name, one) for name, one in _mapping(told["components"]).items())
-        except (Unreadable, KeyError, TypeError, ValueError, ZeroDivisionError, RecursionError) as error:
-            raise ConfigError(f"recipe.file={path}: its recipe is not as mergeflow writes it ({error})") from error
+            if not self._parts:
+                raise Unreadable("it has no components")
+        except KeyError as error:
+            raise ConfigError(_not_ours(path, f"it has no {error}")) from error
+        except (Unreadable, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+            raise ConfigError(_not_ours(path, str(error))) from error
 
     @property
     def hashed(self) -> bool:
@@ -89,14 +98,20 @@ class Replay:
         if self.architecture != request.architecture.name:
             problems.append(
                 ConfigError(
-                    f"{self._path} was made with arch={self.architecture}, not {request.architecture.name}; "
-                    f"give arch={self.architecture}"
+                    f"{self._path} was made with arch={printable(self.architecture)}, not "
+                    f"{request.architecture.name}; give arch={printable(self.architecture)}"
                 )
             )
-        strange = [p.component for p in self._parts if p.component not in (*request.architecture.components, REST)]
+        known = request.architecture.components
+        strange = [printable(p.component) for p in self._parts if p.component not in known and not self._is_rest(p)]
         if strange and not problems:
-            problems.append(ConfigError(f"arch '{request.architecture.name}' does not have {some(strange)}"))
-        if len(request.targets) != 1:
+            problems.append(
+                ConfigError(
+                    f"{self._path} has {some(strange)}, which arch '{request.architecture.name}' does not have; choose "
+                    "the arch= that it was made with"
+                )
+            )
+        if [target.recorded for target in request.targets] != [True]:
             problems.append(ConfigError("recipe=file makes one output; give target=recorded and no other"))
         raise_all(problems)
         check = isinstance(request.recorded, RecordedFile) and request.recorded.check
@@ -110,28 +125,38 @@ class Replay:
         for one in checkpoints:
             source = recorded[one.id]
             now = {"size": one.stat.size, "header": one.header.digest}
-            if one.sha256 is not None and source.sha256 is not None:
-                now["sha256"] = one.sha256
+            if one.identity.sha256 is not None and source.sha256 is not None:
+                now["sha256"] = one.identity.sha256
             odd = [
                 f"its {what} is {_short(value)}, not {_short(vars(source)[what])}"
                 for what, value in now.items()
                 if value != vars(source)[what]
             ]
             if odd:
-                told.append(f"model {one.id} ({source.name}) is not the file that {self._path} was made of: {odd[-1]}")
+                name = printable(source.name)
+                told.append(f"model {one.id} ({name}) is not the file that {self._path} was made of: {odd[0]}")
         return told
 
     def _found(self, models: ModelSet) -> dict[str, str]:
-        """The id that each recorded model has now: by the name of its file, or by its id."""
-        by_name = {path.rpartition("/")[2]: id for id, path in models.paths.items()}
-        found, missing = {}, []
-        for id, source in self._sources.items():
-            if source.name in by_name:
-                found[id] = by_name[source.name]
-            elif id in models and models.find(id) in models.paths:
-                found[id] = models.find(id)
-            else:
-                missing.append(f"{id} ({source.name})")
+        """The id that each recorded model has now: by the name of its file, or by its id.
+
+        Files of one name may lie in several directories; then both have to be the same.
+        """
+        by_name: dict[str, list[str]] = {}
+        for id, path in models.paths.items():
+            by_name.setdefault(path.rpartition("/")[2], []).append(id)
+        named = {id: by_name.get(source.name, []) for id, source in self._sources.items()}
+        own = {id: models.find(id) for id in self._sources if id in models}
+        found: dict[str, str] = {}
+        for candidates in (
+            {id: local for id, local in own.items() if local in named[id]},
+            {id: locals[0] for id, locals in named.items() if len(locals) == 1},
+            {id: local for id, local in own.items() if local in models.paths},
+        ):
+            for id, local in candidates.items():
+                if id not in found and local not in found.values():
+                    found[id] = local
+        missing = [f"{printable(id)} ({printable(one.name)})" for id, one in self._sources.items() if id not in found]
         if missing:
             raise SelectionError(
                 f"recipe.file={self._path}: {len(missing)} of its {len(self._sources)} models are not in "
@@ -140,57 +165,88 @@ class Replay:
         return found
 
     def _target(self, wanted: TargetRequest, check: bool) -> Target:
-        told, keys = self._told, _mapping(self._told["keys"])
-        single = {role: None if keys[role] is None else self._local[_text(keys[role])] for role in ("from", "base")}
-        file = wanted.file or _text(told["file"])
-        if "/" in file or not file.endswith(".safetensors"):
-            raise ConfigError(f"recipe.file={self._path} names the output '{file}'; give target.recorded.file=NAME")
-        dtype = _one_of(told["dtype"], tuple(OUTPUT_DTYPES))
+        file = wanted.file or self._file
+        if "/" in file or not file.endswith(".safetensors") or not file.isprintable():
+            raise ConfigError(f"the output cannot be called '{printable(file)}'; give recipe.name=NAME.safetensors")
         same_as = self._path if check and not self._path.endswith(".json") else None
-        return Target(wanted.name, file, dtype, self._parts, single["from"], single["base"], same_as)
+        return Target(wanted.name, file, self._dtype, self._parts, self._keys_from, self._base, same_as)
+
+    def _is_rest(self, part: Part) -> bool:
+        """Whether it is what belongs to no component, which only the web UI's rules for keys know."""
+        return part.component == REST and part.tree is not None and self.policies.keys == "webui"
+
+    def _single(self, id: Any) -> str | None:
+        return None if id is None else self._at(id)
 
     def _part(self, component: str, told: Any) -> Part:
         told = _mapping(told)
-        shares = {self._local[id]: Fraction(_text(share)) for id, share in _mapping(told["shares"]).items()}
-        if sum(shares.values()) != 1:
-            raise Unreadable(f"the shares of {component} add up to {sum(shares.values())}")
-        entries = tuple(self._entry(id) for id in told["list"])
+        entries = tuple(self._entry(id, self._models.composites) for id in _list(told["list"]))
         method = _one_of(told["method"], (UNIFORM, PAIRWISE, COPY))
-        if method != PAIRWISE:
-            return Part(component, entries, shares, method)
-        rules = Rules(_one_of(told["arithmetic"], get_args(Arithmetic)), _one_of(told["scalars"], get_args(Scalars)))
-        return Part(component, entries, shares, method, self._trees[_text(told["tree"])], rules)
+        tree = rules = None
+        if method == PAIRWISE:
+            tree = self._trees[_text(told["tree"])]
+            rules = Rules(
+                _one_of(told["arithmetic"], get_args(Arithmetic)), _one_of(told["scalars"], get_args(Scalars))
+            )
+        shares = self._shares(_mapping(told["shares"]), tree)
+        reached = {id for entry in entries for id in self._models.members(entry)}
+        if reached != shares.keys() or (tree is not None and reached != set(tree.leaves)):
+            raise Unreadable(f"the list of {component} is not of the models that it has shares for")
+        if sum(shares.values()) != 1:
+            raise Unreadable(f"the shares of {component} do not add up to 1")
+        if tree is None and (min(shares.values()) <= 0 or (method == COPY and len(shares) > 1)):
+            raise Unreadable(f"the shares of {component} cannot be those of {method}")
+        return Part(component, entries, shares, method, tree, rules)
 
-    def _entry(self, id: Any) -> str:
-        """A model or composite as the set that is replayed from spells it."""
-        return self._local.get(_text(id), _text(id))
+    def _shares(self, told: Mapping[str, Any], tree: Tree | None) -> dict[str, Fraction]:
+        """The exact shares; those of a tree may have been too long to be written out."""
+        written = {self._at(id): _text(share) for id, share in told.items()}
+        odd = [share for share in written.values() if not _FRACTION.fullmatch(share)]
+        if odd and tree is not None:
+            return tree.weights()
+        if odd:
+            raise Unreadable(f"{_short(odd[0])} is no share")
+        return {id: Fraction(share) for id, share in written.items()}
+
+    def _at(self, id: Any) -> str:
+        """The id that a recorded model has now."""
+        if _text(id) not in self._local:
+            raise Unreadable(f"{_short(id)} is not among its sources")
+        return self._local[id]
+
+    def _entry(self, id: Any, composites: Iterable[str]) -> str:
+        """A model as the set that is replayed from spells it, or a composite."""
+        wanted = normal(_text(id))
+        local = {normal(one): now for one, now in self._local.items()}.get(wanted)
+        if local is None and wanted not in map(normal, composites):
+            raise Unreadable(f"{_short(id)} is not among its sources")
+        return id if local is None or normal(local) == wanted else local
 
     def _composites(self, told: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-        return {
-            id: tuple(self._entry(member) for member in members) for id, members in _mapping(told["composites"]).items()
-        }
+        return {id: tuple(self._entry(member, told) for member in _list(members)) for id, members in told.items()}
 
     def _tree(self, told: Any) -> Tree:
         told = _mapping(told)
-        leaves = tuple(self._local[_text(id)] for id in told["leaves"])
+        leaves = tuple(self._at(id) for id in _list(told["leaves"]))
         nodes: list[Node] = []
-        for name, inputs, multiplier, formula, save_half, bake in told["nodes"]:
+        for written in _list(told["nodes"]):
+            if len(_list(written)) != len(Node._fields):
+                raise Unreadable(f"{_short(written)} is no node")
+            name, inputs, multiplier, formula, save_half, bake = written
             node = Node(
                 _text(name),
-                tuple(inputs),
-                float(multiplier),
+                tuple(_number(place) for place in _list(inputs)),
+                float(_number(multiplier, whole=False)),
                 _one_of(formula, tuple(INPUTS)),
-                bool(save_half),
-                None if bake is None else self._local[_text(bake)],
+                _one_of(save_half, (True, False)),
+                self._single(bake),
             )
             places = range(len(leaves) + len(nodes))
             if len(node.inputs) != INPUTS[node.formula] or any(place not in places for place in node.inputs):
-                raise Unreadable(f"node {node.name} merges {list(node.inputs)}")
-            if not math.isfinite(node.multiplier):
-                raise Unreadable(f"node {node.name} has the multiplier {node.multiplier}")
+                raise Unreadable(f"node {_short(name)} merges {_short(inputs)}")
             nodes.append(node)
-        if not leaves:
-            raise Unreadable("a tree has no leaves")
+        if not leaves or len(set(leaves)) != len(leaves):
+            raise Unreadable("a tree has no leaves, or one of them twice")
         return Tree(leaves, tuple(nodes))
 
 
@@ -208,7 +264,11 @@ def _told(metadata: Mapping[str, str], path: str) -> Mapping[str, Any]:
     try:
         return _mapping(json.loads(text))
     except (Unreadable, ValueError, RecursionError) as error:
-        raise ConfigError(f"recipe.file={path}: its recipe is not as mergeflow writes it ({error})") from error
+        raise ConfigError(_not_ours(path, str(error))) from error
+
+
+def _not_ours(path: str, reason: str) -> str:
+    return f"recipe.file={path}: its recipe is not as mergeflow writes it ({reason})"
 
 
 def _policies(told: Mapping[str, Any]) -> Policies:
@@ -226,12 +286,26 @@ def _policies(told: Mapping[str, Any]) -> Policies:
 def _source(told: Any) -> Source:
     told = _mapping(told)
     sha256 = told.get("sha256")
-    return Source(_text(told["name"]), int(told["size"]), _text(told["header"]), sha256 and _text(sha256))
+    hash = None if sha256 is None else _text(sha256)
+    return Source(_text(told["name"]), _number(told["size"]), _text(told["header"]), hash)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise Unreadable(f"{_short(value)} is no table")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise Unreadable(f"{_short(value)} is no list")
+    return value
+
+
+def _number(value: Any, *, whole: bool = True) -> Any:
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+        raise Unreadable(f"{_short(value)} is no number that belongs here")
     return value
 
 
@@ -248,5 +322,4 @@ def _one_of(value: Any, choices: tuple[Any, ...]) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else f"{text[:16]}..."
+    return printable(f"{value:,}" if type(value) is int else str(value), 24)

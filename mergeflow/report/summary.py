@@ -42,7 +42,7 @@ def summary(result: Result) -> str:
         table.add_row(
             "", f"{values:,} value(s) were not finite, in {len(result.tolerated)} tensor(s); see the manifest"
         )
-    console = Console(width=WIDEST, color_system=None)
+    console = Console(width=WIDEST, color_system=None, markup=False, emoji=False, highlight=False)
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 import yaml
 
 from mergeflow.config import schema
-from mergeflow.config.convert import known_names, to_config, to_request
+from mergeflow.config.convert import HONOURED, known_names, to_config, to_request
 from mergeflow.methods.pairwise import Pairwise
 from mergeflow.methods.registry import PLAIN
-from mergeflow.recipe.request import TargetRequest
+from mergeflow.recipe import request as words
+from mergeflow.recipe.request import Policies, TargetRequest
 from mergeflow.recipe.resolve import resolve
+from mergeflow.recipe.shapes import Bake, TreeOptions
+from mergeflow.recipe.tree import Arithmetic, Rules, Scalars
 from mergeflow.tensors import OUTPUT_DTYPES
 
 if TYPE_CHECKING:
@@ -27,12 +30,15 @@ if TYPE_CHECKING:
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 OPTIONS = [file.relative_to(CONF) for file in sorted(CONF.rglob("*.yaml")) if file.parent != CONF]
-GROUPS = ("models", "arch", "selection", "target", "method", "executor", "experiment")
+GROUPS = ("models", "arch", "selection", "target", "method", "executor", "keys", "recipe", "experiment")
 PATHS = {
     "models/folder": ["models.dir=/data"],
     "models/round1": ["models.dir=/data"],
     "models/files": ["models.files={a: /one, b-2: /two}"],
     "experiment/round1": ["models.dir=/data"],
+    "keys/webui": ["method=pairwise"],
+    "recipe/file": ["recipe.file=/data/a.safetensors"],
+    "recipe/webui": ["recipe.file=/data/a.json"],
 }
 """What only a user can say."""
 
@@ -95,11 +101,28 @@ def test_the_defaults_name_every_group_and_the_rest_is_said_in_the_config_itself
 
 def test_the_config_says_every_option_of_its_own_with_the_value_that_the_schema_has() -> None:
     config = loaded("config")
-    assert config["keys"].keys() == {field.name for field in fields(schema.Keys)}
-    assert config["keys"] == {name: choice.value for name, choice in vars(schema.Keys()).items()}
+    assert loaded("keys/strict") == {name: choice.value for name, choice in vars(schema.Keys()).items()}
     assert config["nonfinite"] == schema.Config().nonfinite.value
     assert config["job"] == schema.Config().job.value
-    assert config["overwrite"] is schema.Config().overwrite
+    for name in ("overwrite", "hashes", "position_ids", "a", "b"):
+        assert config[name] is vars(schema.Config())[name]
+
+
+def test_every_way_to_choose_keys_says_every_option_of_them() -> None:
+    assert loaded("keys/webui")["keys"].keys() == {field.name for field in fields(schema.Keys)}
+
+
+def test_the_method_says_every_option_of_a_tree_with_the_value_that_the_schema_has() -> None:
+    usual = {
+        name: getattr(value, "value", value) for name, value in vars(schema.Method(schema.MethodName.pairwise)).items()
+    }
+    assert loaded("method/pairwise") == usual
+
+
+@pytest.mark.parametrize("name", ["x39a", "webui", "file"])
+def test_a_recipe_says_every_option_that_it_honours(name: str) -> None:
+    said = loaded(f"recipe/{name}")["recipe"]
+    assert said.keys() == HONOURED[schema.RecipeKind(said["kind"])]
 
 
 @pytest.mark.parametrize("name", ["local", "ray", "cluster"])
@@ -125,6 +148,8 @@ def test_the_defaults_are_the_demo(compose: Compose) -> None:
         "x11c-AstolfoMix-x13te0x14te1.safetensors",
     ]
     assert (request.method, request.dtype, request.overwrite) == ("uniform", "fp16", False)
+    assert (request.tree, request.rules, request.recorded) == (TreeOptions(), Rules(), None)
+    assert (request.policies, request.hashes) == (Policies(), False)
     assert len(request.architecture.usual_keys) == 2515
 
 
@@ -167,6 +192,22 @@ def test_a_composite_can_be_given_on_the_command_line(compose: Compose) -> None:
 def test_the_choices_are_those_that_the_rest_of_the_program_knows() -> None:
     assert [choice.value for choice in schema.OutputDtype] == list(OUTPUT_DTYPES)
     assert {choice.value for choice in schema.MethodName} <= {*PLAIN, Pairwise.name}
+
+
+@pytest.mark.parametrize(
+    ("choices", "known"),
+    [
+        (schema.Arithmetic, get_args(Arithmetic)),
+        (schema.Scalars, get_args(Scalars)),
+        (schema.Bake, get_args(Bake)),
+        (schema.KeyRule, get_args(words.Keys)),
+        (schema.PositionIds, get_args(words.PositionIds)),
+        (schema.MethodName, (words.UNIFORM, words.PAIRWISE)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_choices_of_trees_are_those_that_the_recipe_knows(choices: type[Enum], known: tuple[str, ...]) -> None:
+    assert tuple(choice.value for choice in choices) == known
 
 
 CHOICES = [kind for kind in vars(schema).values() if isinstance(kind, type) and issubclass(kind, Enum)]

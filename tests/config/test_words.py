@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
 from mergeflow.config.convert import to_config
-from mergeflow.config.words import in_plain_words, misread_numbers, quote_texts
+from mergeflow.config.words import ignored_by_a_replay, in_plain_words, misread_numbers, quote_texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,6 +59,11 @@ def written(directory: Path, files: Mapping[str, str]) -> Path:
         ("out=${oc.env:HOME}/x", "out=${oc.env:HOME}/x"),
         ("target.x17.file=a (1).safetensors", 'target.x17.file="a (1).safetensors"'),
         ('selection.te0=a"b', 'selection.te0="a\\"b"'),
+        ("a=/x (1).safetensors", 'a="/x (1).safetensors"'),
+        ("b=merged/a,b.safetensors", 'b="merged/a,b.safetensors"'),
+        ("recipe.file=~/made by {me}.json", 'recipe.file="~/made by {me}.json"'),
+        ("recipe.name=x39a (2).safetensors", 'recipe.name="x39a (2).safetensors"'),
+        ("target.recorded.file=a=b.safetensors", 'target.recorded.file="a=b.safetensors"'),
     ],
     ids=lambda value: value,
 )
@@ -82,6 +87,13 @@ def test_paths_and_lists_are_quoted_for_hydra(typed: str, handed_on: str) -> Non
         "target=[x17,x11c]",
         "target.x17.components.vae.model=null",
         "models.files={a: /x}",
+        "recipe.file=???",
+        "recipe=x39a",
+        "recipe.vaes={a.safetensors: '25'}",
+        "recipe.nodes.x39a=[x38a,x35a,0.2]",
+        "method.multipliers={te0-13: 0.3}",
+        "method.multipliers.te0-13=0.3",
+        "method.shape=[[05,11],17]",
         "--cfg",
         "job",
     ],
@@ -104,6 +116,10 @@ def test_everything_else_is_left_as_it_is(typed: str) -> None:
         ("models.files.05=/data/a b", '++models.files={005: "/data/a b"}'),
         ("models.files.12a=/data/a", '++models.files={12a: "/data/a"}'),
         ("+selection.2nd=05,06", '++selection={2nd: "05,06"}'),
+        ("method.multipliers.11a=0.3", '++method.multipliers={11a: "0.3"}'),
+        ("recipe.given.x39a.b=35", '++recipe.given={x39a.b: "35"}'),
+        ("recipe.vaes.*=25", '++recipe.vaes={*: "25"}'),
+        ("recipe.vaes.sdxl vae (1).safetensors=025", '++recipe.vaes={sdxl vae \\(1\\).safetensors: "025"}'),
     ],
 )
 def test_what_hydra_takes_only_in_braces_is_put_into_them(typed: str, handed_on: str) -> None:
@@ -134,6 +150,63 @@ def test_whatever_text_is_quoted_reaches_the_config_unchanged(text: str) -> None
         assert text[0] in "'\"$[" or text in ("null", "???")
 
 
+# what a recorded recipe decides
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "dtype=fp16",
+        "keys=strict",
+        "keys.missing=skip",
+        "++keys.missing=skip",
+        "method=uniform",
+        "method.multipliers.te0-13=0.3",
+        "++method.multipliers={11a: 0.3}",
+        "models.composites={}",
+        "nonfinite=skip",
+        "position_ids=fix",
+        "selection=all",
+        "~selection.te0",
+        "+selection.mine=all",
+        "target.recorded.dtype=fp16",
+        "target.recorded.keys_from=05",
+    ],
+)
+def test_what_a_replay_would_ignore_is_refused(typed: str) -> None:
+    (problem,) = ignored_by_a_replay([typed])
+    name = typed.lstrip("+~").partition("=")[0]
+    assert str(problem) == f"{name} has no effect with recipe=file, whose recipe tells it; leave {name}= out"
+
+
+def test_an_experiment_beside_a_replay_is_refused() -> None:
+    (problem,) = ignored_by_a_replay(["experiment=round1"])
+    assert str(problem) == "an experiment chooses what recipe=file tells; leave it out, and give models= and arch="
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "recipe=file",
+        "recipe.file=/x",
+        "recipe.check=false",
+        "recipe.name=a.safetensors",
+        "target=recorded",
+        "target.recorded.file=a.safetensors",
+        "models=folder",
+        "models.dir=/x",
+        "arch=any",
+        "out=/x",
+        "overwrite=true",
+        "hashes=true",
+        "executor.workers=2",
+        "job=plan",
+    ],
+)
+def test_what_a_replay_honours_may_be_typed(typed: str) -> None:
+    assert list(ignored_by_a_replay([typed])) == []
+
+
 # what Hydra says
 
 
@@ -154,11 +227,21 @@ MISTAKES = {
     "did you mean 'selection.te1'?",
     "no/such=group": "there is no option 'no/such' (--cfg job shows all)",
     # options of groups
-    "method=unifrom": "method has no option 'unifrom'; did you mean 'uniform'? (there is uniform)",
+    "method=unifrom": "method has no option 'unifrom'; did you mean 'uniform'? "
+    "(there is pairwise, pairwise_torch20, uniform)",
+    "recipe=x39": "recipe has no option 'x39'; did you mean 'x39a'? (there is file, webui, x39a)",
+    "keys=web": "keys has no option 'web'; did you mean 'webui'? (there is strict, webui)",
     "executor=lcoal": "executor has no option 'lcoal'; did you mean 'local'? (there is cluster, local, ray)",
     "experiment=x": "experiment has no option 'x' (there is round1)",
-    "target=[x17,x11]": "target has no option 'x11'; did you mean 'x11c'? (there is single, x11c, x17)",
+    "target=[x17,x11]": "target has no option 'x11'; did you mean 'x11c'? (there is recorded, single, x11c, x17)",
     # values
+    "method.bake=all": "method.bake: Invalid value 'all', expected one of [none, every, top]",
+    "method.arithmetic=fp32": "method.arithmetic: Invalid value 'fp32', expected one of "
+    "[webui, float32, float64, comfyui, supermerger]",
+    "method.multipliers={te0-13: half}": "method.multipliers.te0-13: Value 'half' of type 'str' could not be "
+    "converted to Float",
+    "position_ids=keep": "position_ids: Invalid value 'keep', expected one of [webui, fix]",
+    "recipe.chekc=false": "there is no option 'recipe.chekc' (--cfg job shows all); did you mean 'recipe.check'?",
     "executor.workers=two": "executor.workers: Value 'two' of type 'str' could not be converted to Integer",
     "keys.missing=skp": "keys.missing: Invalid value 'skp', expected one of [error, skip, base]",
     "dtype=fp8": "dtype: Invalid value 'fp8', expected one of [keep, fp16, bf16, fp32]",
@@ -185,6 +268,19 @@ def test_a_mistake_is_told_in_plain_words(typed: str, compose: Compose) -> None:
     with pytest.raises((HydraException, OmegaConfBaseException, ValueError)) as caught:
         to_config(compose(typed))
     assert str(in_plain_words(caught.value)) == MISTAKES[typed]
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("multiplier", "there is no 'multiplier' in a list; write the list as a whole, as in NAME=[A,B,0.3]"),
+        ("2", "recipe.nodes.x02a[2]: the list ends before; write it as a whole, as in NAME=[A,B,0.3]"),
+    ],
+)
+def test_a_merge_that_is_a_list_is_written_anew(field: str, told: str, compose: Compose) -> None:
+    with pytest.raises((HydraException, OmegaConfBaseException, ValueError)) as caught:
+        to_config(compose("recipe=x39a", f"recipe.nodes.x02a.{field}=0.3"))
+    assert str(in_plain_words(caught.value)) == told
 
 
 @pytest.mark.parametrize(
@@ -275,6 +371,55 @@ def test_a_number_that_yaml_does_not_read_as_it_is_written_is_refused(
 def test_what_is_read_as_it_is_written_is_accepted(number: str, tmp_path: Path) -> None:
     own = written(tmp_path, {"selection/own": f"te0: [{number}]\n"})
     assert misread(own, {"selection": "own"}) == []
+
+
+@pytest.mark.parametrize("number", ["0.50", "0.20", "1e-3", "1.0e-3", "+0.5", ".5", "1.", "-0.250", "1_0.5", "1", "00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "recipe: {{nodes: {{x: [01, 02, {}]}}}}",
+        "nodes:\n  x: {{a: 01, b: 02, multiplier: {}}}",
+        "method: {{multipliers: {{te0-13: {}}}}}",
+        "multipliers:\n  level1: {}",
+    ],
+    ids=["a pair and M", "a mapping", "multipliers", "multipliers of a method"],
+)
+def test_a_number_to_multiply_by_is_no_id(number: str, text: str, tmp_path: Path) -> None:
+    own = written(tmp_path, {"recipe/own": f"{text.format(number)}\n"})
+    assert misread(own, {"recipe": "own"}) == []
+
+
+@pytest.mark.parametrize(("number", "read"), [("010", "8"), ("0x10", "16"), ("1:30", "90"), ("1:30.5", "90.5")])
+@pytest.mark.parametrize("text", ["nodes: {{x: [01, 02, {}]}}", "multipliers: {{x: {}}}"])
+def test_a_number_to_multiply_by_is_what_it_looks_like(number: str, read: str, text: str, tmp_path: Path) -> None:
+    own = written(tmp_path, {"recipe/own": f"{text.format(number)}\n"})
+    assert misread(own, {"recipe": "own"}) == [
+        f"own.yaml, line 1: YAML does not read {number} as the number that it looks like, but as {read}; "
+        "write it in decimal digits"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "recipe: {nodes: {x: [010, 02, 0.5]}}",
+        "recipe: {nodes: {x: [01, 010]}}",
+        "recipe: {nodes: {x: {a: 010, b: 02, multiplier: 0.5}}}",
+        "recipe: {nodes: {x: {a: 01, b: 02, bake: 010}}}",
+        "recipe: {nodes: {010: [01, 02]}}",
+        "recipe: {vae: 010}",
+        "method: {multipliers: {010: 0.5}}",
+        "method: {shape: [[01, 010], 05]}",
+        "method: {vae: 010}",
+        "selection: {nodes: [01, 02, 010]}",
+        "selection: {multipliers: [010]}",
+        "selection: {multiplier: 010}",
+    ],
+)
+def test_ids_beside_numbers_to_multiply_by_are_still_looked_at(text: str, tmp_path: Path) -> None:
+    own = written(tmp_path, {"recipe/own": f"{text}\n"})
+    (problem,) = misread(own, {"recipe": "own"})
+    assert problem.startswith("own.yaml, line 1: YAML does not read 010 as the id that it looks like, but as 8")
 
 
 def test_only_files_that_were_chosen_are_looked_at(tmp_path: Path) -> None:

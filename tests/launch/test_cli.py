@@ -42,8 +42,13 @@ def merged(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return out, done
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+@pytest.fixture(scope="module")
+def x39a(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """What `python launch.py recipe=x39a executor=local` makes of the demo set."""
+    out = tmp_path_factory.mktemp("x39a")
+    done = launch(f"models.dir={demo_dir}", f"out={out}", "executor=local", "recipe=x39a", cwd=out)
+    assert done.returncode == 0, done.stderr
+    return out / "x39a.safetensors", done
 
 
 def tensors_sha256(path: Path) -> str:
@@ -167,6 +172,52 @@ MISTAKES = {
     "an empty list": (["selection.te0='--,--'"], 2, "it selects no model"),
     "a list that no target can find": (["target=single"], 2, "there is no selection 'models'"),
     "something that cannot be read": (["foo=["], 2, "cannot be read"),
+    "a shape that is none": (
+        ["method=pairwise", "method.shape=ring"],
+        2,
+        "method.shape=ring is no shape; choose balanced, chain, or write a nested list of ids",
+    ),
+    "a VAE to bake in that is not named": (
+        ["method=pairwise", "method.bake=every"],
+        2,
+        "method.bake=every or top needs method.vae=ID, the model whose VAE is baked in",
+    ),
+    "values to skip in a tree": (
+        ["method=pairwise", "nonfinite=skip"],
+        2,
+        "nonfinite=skip has no meaning for a tree; use error or propagate, or method=uniform",
+    ),
+    "keys of a tree for a mean": (
+        ["method=uniform", "keys=webui"],
+        2,
+        "keys=webui are the rules of a tree; use method=pairwise, or keys=strict",
+    ),
+    "a tree that no target takes": (
+        ["recipe=x39a", "target=x17"],
+        2,
+        "recipe= has no effect: no target is made of the recorded tree; use target=recorded",
+    ),
+    "a recipe without its file": (
+        ["recipe=file"],
+        2,
+        "recipe.file is not set; give recipe.file=PATH, a merged file or its metadata as .json",
+    ),
+    "a recipe whose file is missing": (["recipe=file", "recipe.file=nowhere.json"], 1, "nowhere.json does not exist"),
+    "a choice beside a recipe that makes it": (
+        ["recipe=file", "recipe.file=nowhere.json", "dtype=fp32"],
+        2,
+        "dtype has no effect with recipe=file, whose recipe tells it; leave dtype= out",
+    ),
+    "an unknown node": (
+        ["method=pairwise", "method.multipliers.te0-31=0.3"],
+        2,
+        "method.multipliers names 'te0-31', which is neither a node nor a level of any tree; did you mean 'te0-3'? "
+        "(job=plan draws the trees with their names)",
+    ),
+    "nothing to compare": (["job=compare"], 2, "job=compare needs two files: give a=FILE b=FILE"),
+    "nothing to compare with": (["job=compare", "a=x"], 2, "job=compare needs two files: give a=FILE b=FILE"),
+    "files to compare that are missing": (["job=compare", "a=x 1", "b=y,2"], 1, "y,2 does not exist"),
+    "files to compare for another job": (["a=x", "b=y"], 2, "a= and b= are for job=compare, and have no effect on "),
 }
 
 
@@ -201,10 +252,82 @@ def test_a_selection_and_a_target_of_ones_own_are_found_in_a_directory_of_ones_o
     assert "unet: uniform of 3" in done.stdout
 
 
+def test_the_plan_draws_every_tree_once(demo: list[str], tmp_path: Path) -> None:
+    done = launch(*demo, "job=plan", "method=pairwise", "method.multipliers.te0-13=0.4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for lines in (
+        "te0   pairwise (webui) of 14 models, written as F16, I64",
+        "        te0-13  B at 0.4\n        ├─ te0-12\n        │  ├─ te0-7\n        │  │  ├─ te0-1 = 05 + 11\n",
+        "        │     │  ├─ 11a = 21 + 22\n        │     │  └─ 22\n",
+        "te0   pairwise (webui) of 14 models, written as F16, I64\n        by the tree of te0 of x17\n",
+        "nothing forbids this plan",
+    ):
+        assert lines in done.stdout
+    assert done.stdout.count("te0-1 = 05 + 11") == 1
+
+
+def test_a_recorded_tree_is_merged_and_says_what_it_is_made_of(
+    x39a: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    path, done = x39a
+    assert sorted(file.name for file in path.parent.iterdir()) == ["manifest.json", "x39a.safetensors"]
+    assert tensors_sha256(path) in done.stdout
+    with safe_open(path, framework="pt") as file:
+        recipe = json.loads(file.metadata()["mergeflow"])
+        dtypes = {file.get_slice(key).get_dtype() for key in file.keys()}
+    assert dtypes == {"F16"}
+    assert recipe["trees"]["x39a"]["nodes"][-1] == ["x39a", [77, 74], 0.2, "weighted_sum", True, None]
+    assert set(recipe["components"]["unet"]["shares"].values()) == {"1/40"}
+
+
+def test_a_file_is_made_again_from_what_it_says_of_itself(
+    x39a: tuple[Path, subprocess.CompletedProcess[str]], demo: list[str], tmp_path: Path
+) -> None:
+    path, _ = x39a
+    done = launch(*demo, "recipe=file", f"recipe.file={path}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_two_files_are_compared_in_a_table_a_picture_and_for_programs(
+    x39a: tuple[Path, subprocess.CompletedProcess[str]],
+    merged: tuple[Path, subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    tree, mean = x39a[0], merged[0] / X17
+    done = launch("job=compare", f"a={tree}", f"b={mean}", "out=compared", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "compared"
+    assert sorted(path.name for path in out.iterdir()) == ["compare.json", "compare.png"]
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    told = json.loads((out / "compare.json").read_text(encoding="utf-8"))
+    assert (told["a"]["name"], told["b"]["name"], told["equal"]) == (tree.name, X17, False)
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[2]) == (f"a       {tree}", f"b       {mean}")
+    assert [line.split()[0] for line in lines if line.startswith(("te0", "te1", "vae", "unet", "all"))] == [
+        *("te0", "te1", "vae", "unet", "all"),
+        *("te0", "te1", "vae", "unet", "all"),
+    ]
+    assert lines[-1] == f"written {out / 'compare.json'} and {out / 'compare.png'}"
+
+
+def test_who_has_read_enough_of_a_comparison_gets_no_traceback(
+    x39a: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    arguments = command("job=compare", f"a={x39a[0]}", f"b={x39a[0]}", f"out={tmp_path}")
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout is not None
+    process.stdout.close()  # as `| head -1` does once it has its line
+    process.stdout = None
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, "Traceback" in errors, "Broken" in errors) == (0, False, False)
+    assert json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))["equal"] is True
+
+
 def test_help_shows_the_groups_and_five_examples(tmp_path: Path) -> None:
     done = launch("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for group in ("arch", "executor", "experiment", "method", "models", "selection", "target"):
+    for group in ("arch", "executor", "experiment", "keys", "method", "models", "recipe", "selection", "target"):
         assert f"\n{group}: " in done.stdout
     assert done.stdout.count("python launch.py") >= 5
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mergeflow.execute.local import LocalExecutor
-from mergeflow.formats.safetensors import Safetensors
 from mergeflow.merge import open_plan, run
 from mergeflow.recipe.request import Budget, ModelSource, Policies, Request, TargetRequest
 from tests.byhand.files import read
@@ -73,10 +72,10 @@ def by_hand_as_recorded(directory: Path, out: Path, merges: Mapping[str, Merge],
     out.mkdir(parents=True, exist_ok=True)
     made = {path.stem: path for path in directory.glob("*.safetensors")}
     for name, merge in merges.items():
-        a, b, c = (*(made[one] for one in merge.inputs), None, None)[:3]
+        a, b, c = [*(made[one] for one in merge.inputs), *[made[merge.inputs[0]]] * 2][:3]
         made[name] = merge_files(
             a,
-            b or a,
+            b,
             out / f"by-hand-{name}.safetensors",
             c_path=c,
             multiplier=merge.multiplier,

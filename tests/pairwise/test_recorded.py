@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergeflow.recipe.recorded import Merge
-from mergeflow.recipe.tree import INPUTS, Rules
+from mergeflow.recipe.tree import INPUTS, Formula, Rules
 from tests.byhand.files import read, write
 from tests.byhand.floats import tensor
 from tests.pairwise.checkpoints import BETAS, CONV, IDS, PARTIAL, POST, SIGMAS, TOY, leaf, name, vae, write_leaves
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LEAVES = 6
-SUM, DIFFERENCE, NONE = "weighted_sum", "add_difference", "no_interpolation"
+SUM: Final = "weighted_sum"
+DIFFERENCE: Final = "add_difference"
+NONE: Final = "no_interpolation"
+FORMULAS: list[Formula] = [SUM, SUM, DIFFERENCE, NONE]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +121,7 @@ def recorded(draw: st.DrawFn) -> dict[str, Merge]:
     unused: list[str] = []
     merges: dict[str, Merge] = {}
     for number in itertools.count(1):
-        formula = draw(st.sampled_from([SUM, SUM, DIFFERENCE, NONE]))
+        formula = draw(st.sampled_from(FORMULAS))
         chosen = draw(st.permutations(unused))[: INPUTS[formula]]
         while len(chosen) < INPUTS[formula]:
             chosen.insert(draw(st.integers(0, len(chosen))), draw(st.sampled_from(there)))

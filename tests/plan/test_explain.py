@@ -8,6 +8,8 @@ import pytest
 
 from mergeflow.plan.explain import WIDTH, explain, shares_in_words
 from mergeflow.recipe.request import Budget, Part, PartRequest, Policies
+from mergeflow.recipe.shapes import TreeOptions
+from mergeflow.recipe.tree import Rules
 from mergeflow.tensors import Dtype, si_bytes
 from tests.plan.builders import OPEN, SINGLE, USUAL, checkpoint, planned
 
@@ -104,6 +106,68 @@ def test_a_component_of_which_nothing_is_written_says_so() -> None:
     assert "  image  uniform of 2 models, written as nothing\n" in page
 
 
+# trees
+
+
+def test_the_page_of_a_plan_that_makes_trees() -> None:
+    models = [checkpoint(id, USUAL | {"odd_model": (1,)}) for id in ("7", "20", "21", "22", "25")]
+    x17 = replace(SINGLE, name="x17", file="x17.safetensors", components={"image": PartRequest(model="25")})
+    x11c = replace(SINGLE, name="x11c", file="x11c.safetensors")
+    plan = planned(
+        models,
+        x17,
+        x11c,
+        selections={"models": "7,20,11a,22"},
+        composites={"11a": ("21", "22")},
+        method="pairwise",
+        rules=Rules("webui", "half"),
+        tree=TreeOptions(bake="top", vae="25"),
+        policies=Policies(keys="webui"),
+        dtype="keep",
+    )
+    base, nsfw = (si_bytes(output.layout.size) for output in plan.outputs)
+    assert explain(plan).partition("\n\nread")[0] == dedent(f"""\
+        2 output(s) from 5 checkpoint(s)
+
+        x17 -> /out/x17.safetensors ({base}, 5 tensors)
+          text   pairwise (webui, fp16 scalars) of 4 models, written as F16
+                7 20 11a 22
+                share 1/4 each, but 21 1/8, 22 3/8
+                the VAE of 25 is baked in at models-3
+                models-3
+                ├─ models-1 = 7 + 20
+                └─ models-2
+                   ├─ 11a = 21 + 22
+                   └─ 22
+          image  model 25 as it is, written as F16
+          rest   pairwise (webui, fp16 scalars) of 4 models, written as F16
+                by the tree of text of x17
+
+        x11c -> /out/x11c.safetensors ({nsfw}, 5 tensors)
+          text   pairwise (webui, fp16 scalars) of 4 models, written as F16
+                by the tree of text of x17
+          image  pairwise (webui, fp16 scalars) of 4 models, written as F16
+                by the tree of text of x17
+          rest   pairwise (webui, fp16 scalars) of 4 models, written as F16
+                by the tree of text of x17""")
+
+
+def test_trees_of_two_lists_are_both_drawn() -> None:
+    models = [checkpoint(id) for id in "abc"]
+    wanted = replace(SINGLE, components={"image": PartRequest("other")})
+    page = explain(planned(models, wanted, selections={"other": "c,b,a"}, method="pairwise"))
+    assert "├─ models-1 = a + b\n" in page
+    assert "├─ other-1 = c + b\n" in page
+    assert "by the tree of" not in page
+
+
+def test_what_belongs_to_no_component_is_shown_only_if_there_is_any() -> None:
+    webui = {"method": "pairwise", "policies": Policies(keys="webui"), "dtype": "keep"}
+    assert "\n  rest" not in explain(planned([checkpoint("a"), checkpoint("b")], **webui))
+    more = [checkpoint(id, USUAL | {"odd_model": (1,)}) for id in "ab"]
+    assert "\n  rest   pairwise (webui) of 2 models, written as F16\n" in explain(planned(more, **webui))
+
+
 @pytest.mark.parametrize(
     ("shares", "entries", "words"),
     [
@@ -111,8 +175,11 @@ def test_a_component_of_which_nothing_is_written_says_so() -> None:
         ({"a": "1"}, 1, "share 1 each"),
         ({"a": "1/14", "21": "1/28", "22": "3/28"}, 14, "share 1/14 each, but 21 1/28, 22 3/28"),
         ({"21": "1/2", "22": "1/2"}, 1, "share 21 1/2, 22 1/2"),
+        ({"a": "3571/10000", "b": "6429/10000"}, 2, "share a 0.3571, b 0.6429"),
+        ({"a": "1", "b": "7/10", "c": "-7/10"}, 3, "share a 1, b 7/10, c -7/10"),
+        ({"a": "1/257", "b": "1/514", "c": "1/771"}, 3, "share a 1/257, b 1/514, c 1/771"),
     ],
-    ids=["equal", "one model", "a composite", "nothing but a composite"],
+    ids=["equal", "one model", "a composite", "nothing but a composite", "long fractions", "a difference", "many"],
 )
 def test_shares_are_told_in_few_words(shares: dict[str, str], entries: int, words: str) -> None:
     exact = {id: Fraction(share) for id, share in shares.items()}

@@ -13,6 +13,7 @@ import pytest
 
 import mergeflow
 from mergeflow.recipe.request import Budget, PartRequest, Policies
+from mergeflow.tensors import Identity
 from tests.plan.builders import OPEN, SINGLE, USUAL, checkpoint, planned, problems
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,7 +99,7 @@ def test_a_tree_is_told_node_by_node() -> None:
 
 
 def test_models_are_keyed_by_their_hash_where_it_is_known() -> None:
-    hashed = [replace(one, sha256=one.id * 32, legacy_hash="0123abcd") for one in MODELS]
+    hashed = [replace(one, identity=Identity(one.id * 32, "0123abcd")) for one in MODELS]
     said = metadata(hashed, **ASKED)
     lineage = json.loads(said["sd_merge_models"])
     assert list(lineage) == [id * 32 for id in ("02", "21", "22", "01")]

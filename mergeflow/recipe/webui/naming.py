@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 MAX_NAME = 255
 """What a file system allows a name to have; a longer one was never a file's."""
 MAX_CUTS = 64
-"""Names with more words than this are read for their ids only."""
+"""A name where others may begin and end in more places is read for its ids only; with so many ids, not at all."""
 
 _LETTER = r"[^\W\d_]"
 _ID = re.compile(rf"_?{_LETTER}+\d+{_LETTER}?(?=_?{_LETTER}+\d|\W|_|$)")
 """How collections are numbered: `_x41`, `x27a`. `x27ax28a` is two of them."""
 _OWN_ID = re.compile(rf"(_?{_LETTER}+\d+{_LETTER}?)(?![^\W_]|_?{_LETTER}+\d)")
+_MULTIPLIER = re.compile(r"(?<![^\W_])\d+(\.\d+)?(?=\()")
+"""As the web UI puts it before a name: `0.5(first) + 0.5(second)`."""
 _EXTENSION = re.compile(r"\.(safetensors|ckpt|pt|pth|bin)$", re.IGNORECASE)
 
 
@@ -67,43 +69,59 @@ def vocabulary(names: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
     return {word: tuple(numbers) for word, numbers in found.items()}
 
 
-def mentioned(text: str, known: Mapping[str, Sequence[int]], but: int = 0) -> list[tuple[int, ...]]:
-    """The models `but` one that `text` names, in order; of two names the longer; an id that no model has is ().
+def mentioned(
+    text: str, count: int, known: Mapping[str, Sequence[int]], but: int = 0, default: bool = False
+) -> list[tuple[int, ...]]:
+    """The models that each of the `count` names in the name of merge `but` may mean; empty if it names others too.
 
-    The id before a dash at the beginning is that of the result, and the file may have been renamed since: it is left
-    out.
+    Of two names the longer is meant, and an id that no model has means (). Nothing is said by a text that has other
+    words, or an id that goes on with a dash: they may belong to a name that is no longer known. The `default` name is
+    the web UI's; one that a person gave may begin with the id of the result.
 
-    >>> mentioned("x02a-_x03_x41", {"_x03": [5], "_x41": [7], "x02a": [9]})
+    >>> mentioned("x02a-_x03_x41", 2, {"_x03": [5], "_x41": [7], "x02a": [9]}, but=9)
     [(5,), (7,)]
+    >>> mentioned("0.7(mix) + 0.3(juggernaut)", 2, {"mix": [5], "juggernaut": [6]}, default=True)
+    [(5,), (6,)]
+    >>> mentioned("0.7(mix) + 0.3(new mix)", 2, {"mix": [5]}, default=True)
+    []
     """
     text = comparable(text)
     if len(text) > MAX_NAME:
         return []
     ids = {match.start(): match.end() for match in _ID.finditer(text)}
-    reached = ids.get(0, 0) if text[ids.get(0, 0) :].startswith("-") else 0
     cuts = _cuts(text, ids)
-    found: list[tuple[int, ...]] = []
+    found: dict[int, tuple[int, ...]] = {}
+    rest = ""
+    reached = 0
     for start in cuts:
-        if start < reached:
-            continue
-        ends = (end for end in reversed(cuts) if end > start)
-        end = next((end for end in ends if _meaning(text[start:end], known, but)), ids.get(start))
-        if end is not None:
-            found.append(_meaning(text[start:end], known, but))
-            reached = end
-    return found
+        if start >= reached:
+            ends = [end for end in reversed(cuts) if end > start and (default or end - start < len(text))]
+            meant = ((end, _meaning(text[start:end], known, but)) for end in ends)
+            end, word = next(((end, word) for end, word in meant if word), (ids.get(start, start), ()))
+            if end > start:
+                found[start] = word
+                goes_on = start in ids and end == ids[start] and text[end : end + 1] == "-" and (default or start > 0)
+                rest += text[reached : end if goes_on else start] + "("
+                reached = end
+    rest += text[reached:]
+    if any(letter.isalnum() for letter in (_MULTIPLIER.sub("", rest) if default else rest)):
+        return []
+    if len(found) == count + 1 and 0 in ids and not default:
+        found.pop(0, None)
+    return list(found.values()) if len(found) == count else []
 
 
 def _cuts(text: str, ids: Mapping[int, int]) -> list[int]:
     """Where a name may begin or end: not inside a word, unless several ids were written without a space."""
     edges = {0, len(text), *ids, *ids.values()}
     words = {i for i in range(1, len(text)) if not (text[i - 1].isalnum() and text[i].isalnum())}
-    return sorted(edges | words if len(edges | words) <= MAX_CUTS else edges)
+    return sorted(edges | words if len(edges | words) <= MAX_CUTS else edges if len(edges) <= MAX_CUTS else ())
 
 
 def _meaning(word: str, known: Mapping[str, Sequence[int]], but: int) -> tuple[int, ...]:
-    """An underscore before an id is easily left out."""
-    return tuple(number for number in known.get(word) or known.get(f"_{word}") or () if number != but)
+    """An underscore before an id is easily left out, and is as easily put between two names."""
+    spelled = known.get(word) or known.get(f"_{word}") or known.get(word.removeprefix("_")) or ()
+    return tuple(number for number in spelled if number != but)
 
 
 def numbering(paths: Mapping[str, str]) -> tuple[str, str] | None:

@@ -13,18 +13,17 @@ from reprlib import Repr
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mergeflow.errors import ConfigError, FormatError
-from mergeflow.recipe.links import linked
-from mergeflow.recipe.matching import matched
-from mergeflow.recipe.merges import Merge, Model, Recorded
-from mergeflow.recipe.naming import MAX_NAME, printable, stem
 from mergeflow.recipe.tree import INPUTS, Node
+from mergeflow.recipe.webui.links import linked
+from mergeflow.recipe.webui.merges import Merge, Model, Recorded
+from mergeflow.recipe.webui.naming import MAX_NAME, printable, stem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mergeflow.recipe.tree import Formula
-
-__all__ = ["Identity", "Recorded", "matched", "recorded"]
+    from mergeflow.recipe.webui.lineage import Text
+    from mergeflow.recipe.webui.links import Hashes
 
 RECIPE, MODELS, TYPE = "sd_merge_recipe", "sd_merge_models", "webui"
 NO_HASH = "null"
@@ -50,15 +49,6 @@ NO_VAE = (None, "", "None")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-
-
-class Identity(NamedTuple):
-    """What a file is known by; None where nobody has read enough of it."""
-
-    sha256: str | None = None
-    """Of the whole file, in hex."""
-    legacy: str | None = None
-    """The web UI's former hash: eight hex digits, of 64 KiB that start at 1 MiB."""
 
 
 def recorded(metadata: Mapping[str, str], name: str = "merged", given: Mapping[str, str] | None = None) -> Recorded:
@@ -95,8 +85,8 @@ class _Row(NamedTuple):
     """One entry, read."""
 
     model: Model
-    references: tuple[str | None, ...] | None = ()
-    texts: tuple[str, ...] = ()
+    references: Hashes = ()
+    texts: tuple[Text, ...] = ()
 
 
 def _table(metadata: Mapping[str, str], key: str, name: str) -> dict[str, Any] | None:
@@ -120,13 +110,14 @@ def _read(key: str, entry: dict[str, Any], taken: dict[str, int]) -> _Row:
     name = stem(file) if isinstance(file, str) else ""
     model = Model(name, _hash(key), legacy.lower() if isinstance(legacy, str) else None)
     if not recipe:
-        return _Row(model)
+        return _Row(model, () if RECIPE in entry else frozenset())  # the web UI writes null; others write nothing
     if not isinstance(recipe, dict) or recipe.get("type") != TYPE:
-        return _Row(model._replace(tool=_tool(recipe)), None)
+        return _Row(model._replace(tool=_tool(recipe)), _mentioned(recipe))
     label = _unique(printable(name, MAX_NAME) or printable(key)[:10] or "merge", taken)
     merge, references = _merge(label, recipe)
     custom = recipe.get("custom_name")
-    return _Row(model._replace(merge=merge), references, (custom, name) if isinstance(custom, str) else (name,))
+    texts = ((custom, False), (name, False)) if custom and isinstance(custom, str) else ((name, True),)
+    return _Row(model._replace(merge=merge), references, texts)
 
 
 def _hash(key: str) -> str | None:
@@ -139,6 +130,12 @@ def _tool(recipe: object) -> str:
     return f"'{printable(found)}'" if found and isinstance(found, str) else "an unknown tool"
 
 
+def _mentioned(recipe: object) -> frozenset[str]:
+    """All in the recipe of another tool that may be the hash of a model."""
+    values = recipe.values() if isinstance(recipe, dict) else ()
+    return frozenset(value.lower() for value in values if isinstance(value, str))
+
+
 def _unique(name: str, taken: dict[str, int]) -> str:
     made = name
     while made in taken:
@@ -148,8 +145,8 @@ def _unique(name: str, taken: dict[str, int]) -> str:
     return made
 
 
-def _merge(name: str, recipe: dict[str, Any]) -> tuple[Merge, tuple[str | None, ...] | None]:
-    """A merge without its inputs, and their hashes; None where nobody can say how many it has."""
+def _merge(name: str, recipe: dict[str, Any]) -> tuple[Merge, Hashes]:
+    """A merge without its inputs, and their hashes; where nobody can say how many it has, it is as another tool's."""
     method, half, vae = recipe.get("interp_method"), recipe.get("save_as_half"), recipe.get("bake_in_vae")
     formula = FORMULAS.get(method) if isinstance(method, str) else None
     multiplier = _finite(recipe.get("multiplier"))
@@ -182,7 +179,7 @@ def _merge(name: str, recipe: dict[str, Any]) -> tuple[Merge, tuple[str | None, 
         unknown=tuple(printable(field) for field in unknown if not recipe[field]),
     )
     references = tuple(_hash(hash) if isinstance(hash, str) else None for hash in hashes[:used])
-    return merge, references if formula else None
+    return merge, references if formula else _mentioned(recipe)
 
 
 def _finite(value: object) -> float | None:

@@ -6,15 +6,18 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from mergeflow.errors import ConfigError, MergeflowError
-from mergeflow.recipe.naming import comparable, numbered, numbering, printable, stem
+from mergeflow.recipe.webui.merges import GIVEN
+from mergeflow.recipe.webui.naming import comparable, numbered, numbering, printable, stem
 from mergeflow.tensors import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from mergeflow.recipe.merges import Model
     from mergeflow.recipe.modelset import ModelSet
+    from mergeflow.recipe.webui.merges import Model
 
+VAE, VAES = "recipe.vae", "recipe.vaes"
+"""The options by which people say whose VAE is meant by any file, and by one."""
 ANY_VAE = "*"
 """The name under which `vaes` may have the model for every VAE that has no entry of its own."""
 
@@ -63,7 +66,7 @@ class Files:
             try:
                 return File(self.checkpoint(model.given))
             except MergeflowError as error:
-                raise ConfigError(f"given: {error}") from error
+                raise ConfigError(f"{GIVEN}: {error}") from error
         by_name = self.named(model.name)
         exact = self._by_hash.get(model.hash, []) if model.hash else []
         if exact:
@@ -74,7 +77,7 @@ class Files:
         if len(by_name) > 1:
             raise ConfigError(
                 f"{model} may be {some([f'{id} ({self._models.paths[id]})' for id in by_name])}: all have its name, "
-                "and none is known to have its hash; say in given which it is"
+                f"and none is known to have its hash; say which it is with {GIVEN}"
             )
         if by_name:
             return File(by_name[0], self._unsure(model, by_name[0], "its name"))
@@ -82,6 +85,10 @@ class Files:
         if id is None or id not in self._models or (id := self._models.find(id)) not in self._models.paths:
             return None
         return File(id, self._unsure(model, id, "the id in its name"))
+
+    def numbered(self, model: Model) -> bool:
+        """Whether a model is called as those of this collection are."""
+        return self._numbering is not None and numbered(model.name, self._numbering) is not None
 
     def itself(self, model: Model) -> File | None:
         """As `find`, but never another file that has only the name."""
@@ -140,7 +147,7 @@ class Vaes:
     def idle(self) -> list[str]:
         """Notes of what is given for VAEs that nobody asked for."""
         asked = {comparable(stem(name)) for name in self._known}
-        return [f"vaes: no merge bakes in '{name}'" for key, name in self._names.items() if key not in asked]
+        return [f"{VAES}: no merge bakes in '{name}'" for key, name in self._names.items() if key not in asked]
 
     def _find(self, name: str) -> str:
         id = self._ids.get(comparable(stem(name)), self._any)
@@ -152,7 +159,8 @@ class Vaes:
         named = self._files.named(name)
         if len(named) == 1:
             return named[0]
+        have = f"{len(named)} files of {self._place} have" if named else f"no file of {self._place} has"
         raise ConfigError(
-            f"the VAE '{printable(name)}' is baked in, and {len(named) or 'no'} file(s) of {self._place} have that "
-            f"name; say in vaes which model has it, as in {{'{printable(name)}': ID}}"
+            f"the VAE '{printable(name)}' is baked in, and {have} that name; "
+            f"say which model has it with {VAE}=ID or, for this one alone, {VAES}.{printable(name)}=ID"
         )

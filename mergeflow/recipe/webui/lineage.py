@@ -13,27 +13,34 @@ Models are numbers here: 0 is the file itself, and the others are numbered in th
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from mergeflow.recipe.naming import mentioned, vocabulary
+from mergeflow.recipe.webui.naming import mentioned, vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     Inputs = tuple[int | None, ...]
     """What a merge was made of: the number of a model, None where no hash is recorded, `UNLISTED` where a hash is
-    recorded that no entry has."""
+    recorded that no entry has. Empty for a model that is no merge."""
+    Lineage = Inputs | frozenset[int]
+    """Inputs, or what is mentioned by the recipe of another tool, which may have listed any models."""
+    Text = tuple[str, bool]
+    """A name that a merge was given, and whether it was the web UI that gave it."""
     Place = tuple[int, int]
     """A merge, and which of its inputs: 0 is A."""
 
 UNLISTED = -1
 
-MAX_ORDERED = 4096
+MAX_ORDERED = 2048
 """The order of more entries than this is not explained: the time that takes grows with their square."""
 MAX_NAMED = 1000
 """The names of so many merges are read."""
-ROUNDS = 16
+ROUNDS = 4
 """What one gap turns out to be may settle others, so they are looked at again, so many times at most."""
+MAX_LISTED = 100
+"""So many candidates are told at most."""
 
 
 class Choice(NamedTuple):
@@ -41,8 +48,8 @@ class Choice(NamedTuple):
 
     new: tuple[int, ...]
     """Models that the walk would meet here for the first time."""
-    before: range = range(0)
-    """Models that it has met before, any of which it may meet again."""
+    before: int
+    """Models that it has met before and may meet again, as bits."""
 
 
 class Settled(NamedTuple):
@@ -64,34 +71,31 @@ class Doubt(NamedTuple):
 
 
 def settled(
-    merges: Sequence[Inputs | None], texts: Mapping[int, Sequence[str]], names: Mapping[int, str], ordered: bool
+    merges: Sequence[Lineage], texts: Mapping[int, Sequence[Text]], names: Mapping[int, str], ordered: bool
 ) -> Settled:
     """Fill the gaps.
 
-    `merges` holds () for a model that is no merge, and None for one whose own metadata may list anything; `texts`
-    are the names that merges were given, and `names` those of all models; `ordered` says whether the order of the
-    entries means anything.
+    `texts` are the names that merges were given, and `names` those of all models; `ordered` says whether the order
+    of the entries means anything.
     """
     known = list(merges)
     gaps = [(merge, place) for merge, inputs in enumerate(known) for place in _gaps(inputs)]
     said = _said(known, gaps, texts, names)
-    choices = explained(known) if ordered and gaps else None
-    tolerant = choices is None
-    if tolerant and ordered and gaps:
-        choices = explained(known, tolerant)
+    referred = {below for lineage in known for below in _inputs(lineage)}
+    choices = explained(known, referred) if ordered and gaps else None
     understood = choices is not None
     filled: dict[Place, int] = {}
     doubts: dict[Place, Doubt] = {}
     for _ in range(ROUNDS):
         open_gaps = {gap: (choices or {}).get(gap) for gap in gaps if gap not in filled}
-        verdicts = {gap: _judged(gap, choice, said.get(gap, ())) for gap, choice in open_gaps.items()}
+        verdicts = {gap: _judged(choice, said.get(gap, ())) for gap, choice in open_gaps.items()}
         doubts = {gap: verdict for gap, verdict in verdicts.items() if isinstance(verdict, Doubt)}
         fresh = {gap: verdict for gap, verdict in verdicts.items() if isinstance(verdict, int)}
-        again = explained(_with(known, fresh), tolerant) if fresh and choices is not None else None
+        again = explained(_with(known, fresh), referred) if fresh and choices is not None else None
         if choices is not None and again is None:
             # What fits alone need not fit together; then only what the order demands is certain.
             for gap, number in list(fresh.items()):
-                if _judged(gap, open_gaps[gap], ()) != number:
+                if _judged(open_gaps[gap], ()) != number:
                     doubts[gap] = Doubt((), (fresh.pop(gap),))
         filled |= fresh
         known = _with(known, fresh)
@@ -101,27 +105,30 @@ def settled(
     return Settled(filled, doubts, understood)
 
 
-def _gaps(inputs: Inputs | None) -> list[int]:
-    return [place for place, number in enumerate(inputs or ()) if number is None]
+def _gaps(lineage: Lineage) -> list[int]:
+    return [place for place, number in enumerate(_inputs(lineage)) if number is None]
 
 
-def _with(merges: Sequence[Inputs | None], filled: Mapping[Place, int]) -> list[Inputs | None]:
+def _inputs(lineage: Lineage) -> Inputs:
+    return lineage if isinstance(lineage, tuple) else ()
+
+
+def _with(merges: Sequence[Lineage], filled: Mapping[Place, int]) -> list[Lineage]:
     made = list(merges)
     for (merge, place), number in filled.items():
-        inputs = list(made[merge] or ())
-        inputs[place] = number
-        made[merge] = tuple(inputs)
+        inputs = _inputs(made[merge])
+        made[merge] = (*inputs[:place], number, *inputs[place + 1 :])
     return made
 
 
-def _judged(gap: Place, choice: Choice | None, names: Sequence[int]) -> int | Doubt:
+def _judged(choice: Choice | None, names: Sequence[int]) -> int | Doubt:
     """The one model on which the order and the names agree."""
     if choice is None:
         return names[0] if len(names) == 1 else Doubt((), tuple(names))
     if names:
-        allowed = tuple(number for number in names if number in choice.new or number in choice.before)
+        allowed = tuple(number for number in names if number in choice.new or choice.before >> number & 1)
         return allowed[0] if len(allowed) == 1 else Doubt(choice.new, allowed or tuple(names))
-    allowed = (*choice.new, *(number for number in choice.before if number != gap[0]))
+    allowed = (*choice.new, *islice(_bits(choice.before), MAX_LISTED))
     return allowed[0] if len(allowed) == 1 else Doubt(allowed, ())
 
 
@@ -129,39 +136,37 @@ def _judged(gap: Place, choice: Choice | None, names: Sequence[int]) -> int | Do
 
 
 def _said(
-    merges: Sequence[Inputs | None], gaps: Sequence[Place], texts: Mapping[int, Sequence[str]], names: Mapping[int, str]
+    merges: Sequence[Lineage], gaps: Sequence[Place], texts: Mapping[int, Sequence[Text]], names: Mapping[int, str]
 ) -> dict[Place, Sequence[int]]:
     """What the names say of every gap of which they say anything."""
     known = vocabulary(names) if gaps else {}
     found: dict[Place, Sequence[int]] = {}
     for merge in list(dict.fromkeys(merge for merge, _ in gaps))[:MAX_NAMED]:
-        inputs = merges[merge] or ()
-        for text in texts.get(merge, ()):
-            words = mentioned(text, known, merge)
-            if len(words) >= len(inputs):
-                words = _aligned(inputs, words[-len(inputs) :])
+        inputs = _inputs(merges[merge])
+        for text, default in texts.get(merge, ()):
+            words = _aligned(inputs, mentioned(text, len(inputs), known, merge, default))
+            if words:
                 found.update({(merge, place): word for place, word in enumerate(words) if word})
                 break
     return found
 
 
 def _aligned(inputs: Inputs, words: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The words in the order of the inputs, which is not always the order in which a person wrote them."""
-    sure = {place: number for place, number in enumerate(inputs) if number is not None and number != UNLISTED}
-    spoken = {number for word in words for number in word}
-    if all(number in words[place] or number not in spoken for place, number in sure.items()):
-        return words
-    left = [word for word in words if not set(word) & set(sure.values())]
-    return [tuple(dict.fromkeys(number for word in left for number in word))] * len(inputs)
+    """What the names say of every input: the word in its place, or any if those that are known stand elsewhere."""
+    if not words:
+        return []
+    spoken = tuple(dict.fromkeys(number for word in words for number in word))
+    sure = all(number in words[place] or number not in spoken for place, number in enumerate(inputs))
+    return words if sure else [spoken] * len(inputs)
 
 
 # --- order ---------------------------------------------------------------------------------------------------------
 
 
-def explained(merges: Sequence[Inputs | None], tolerant: bool = False) -> dict[Place, Choice] | None:
+def explained(merges: Sequence[Lineage], referred: Container[int | None]) -> dict[Place, Choice] | None:
     """For every gap that the order of the entries tells of, what it may be; None if nothing explains the order.
 
-    With `tolerant`, the own metadata of every model may list anything, unless it is a merge.
+    `referred` are the models that some merge records.
 
     A walk that has met the first q models stands before number q, whatever came before. So it is enough to know for
     every model before which numbers the walk may stand when it is through with it: a set of numbers, kept as bits.
@@ -170,25 +175,50 @@ def explained(merges: Sequence[Inputs | None], tolerant: bool = False) -> dict[P
     if count > MAX_ORDERED:
         return None
     # While the walk has only gone from a merge to its A, nothing that it has met can be met again.
-    spine = next((number for number, inputs in enumerate(merges) if not inputs), count)
+    spine = next((number for number, lineage in enumerate(merges) if not _inputs(lineage)), count)
     ends = [0] * count
     for number in reversed(range(count)):
-        inputs = merges[number]
-        if inputs is None or (tolerant and not inputs):
-            ends[number] = (1 << (count + 1)) - (1 << (number + 1))
+        lineage = merges[number]
+        if isinstance(lineage, frozenset):
+            ends[number] = _any(number, lineage, referred, ends)
         else:
-            ends[number] = _layers(number, inputs, ends, number >= spine)[-1]
+            ends[number] = _layers(number, lineage, ends, number >= spine)[-1]
     if not ends[0] >> count & 1:
         return None
     wanted = [0] * count
     wanted[0] = 1 << count
     choices: dict[Place, Choice] = {}
-    for number, inputs in enumerate(merges):
-        if wanted[number] and inputs:
-            layers = _layers(number, inputs, ends, number >= spine)
-            for place, new, met in _back(number, inputs, layers, ends, wanted, number >= spine):
-                choices[number, place] = Choice(new, range(1 if number >= spine else number + 1, met))
+    for number, lineage in enumerate(merges):
+        if wanted[number] and isinstance(lineage, frozenset):
+            _back_any(number, lineage, referred, ends, wanted)
+        elif wanted[number]:
+            layers = _layers(number, _inputs(lineage), ends, number >= spine)
+            for place, new, met in _back(number, _inputs(lineage), layers, ends, wanted, number >= spine):
+                choices[number, place] = Choice(new, met & ~_open(number, ends, wanted))
     return choices
+
+
+def _any(number: int, mentioned: frozenset[int], referred: Container[int | None], ends: Sequence[int]) -> int:
+    """Where the walk may stand after what another tool listed: models that it mentions or that nothing else refers to.
+
+    Were it free to list anything, it would explain any order.
+    """
+    stands = 1 << (number + 1)
+    for q in range(number + 1, len(ends)):
+        if stands >> q & 1 and (q in mentioned or q not in referred):
+            stands |= ends[q]
+    return stands
+
+
+def _back_any(
+    number: int, mentioned: frozenset[int], referred: Container[int | None], ends: Sequence[int], wanted: list[int]
+) -> None:
+    """Tell the models that another tool listed where the walk is wanted after them."""
+    goal = ends[number] & wanted[number]
+    for q in reversed(range(number + 1, len(ends))):
+        if ends[number] >> q & 1 and (q in mentioned or q not in referred) and ends[q] & goal:
+            wanted[q] |= ends[q] & goal
+            goal |= 1 << q
 
 
 def _layers(number: int, inputs: Inputs, ends: Sequence[int], again: bool) -> list[int]:
@@ -209,7 +239,7 @@ def _layers(number: int, inputs: Inputs, ends: Sequence[int], again: bool) -> li
 def _back(
     number: int, inputs: Inputs, layers: list[int], ends: Sequence[int], wanted: list[int], again: bool
 ) -> Iterator[tuple[int, tuple[int, ...], int]]:
-    """Every gap: the place, what is new there, and how many were met before if it may be one of these, else 0.
+    """Every gap: the place, what is new there, and what was met before, as bits, if it may be one of these.
 
     Only what leads to where the walk is `wanted` counts; where it is wanted after each input is added to that.
     """
@@ -220,7 +250,7 @@ def _back(
         for q in _bits(layers[place]):
             if goal >> q & 1 and _may_stay(q, given, place > 0 or again):
                 viable |= 1 << q
-                met = q
+                met = (1 << q) - 1
             if q < len(ends) and _may_begin(q, given) and ends[q] & goal:
                 viable |= 1 << q
                 wanted[q] |= ends[q] & goal
@@ -228,6 +258,12 @@ def _back(
         if given is None:
             yield place, tuple(new), met
         goal = viable
+
+
+def _open(number: int, ends: Sequence[int], wanted: Sequence[int]) -> int:
+    """Merge `number` and what is made of it, as bits: models that the walk is surely not through with at `number`."""
+    lasting = ((m, ends[m] & wanted[m]) for m in range(number + 1))
+    return sum(1 << m for m, stands in lasting if stands and not stands & ((2 << number) - 1))
 
 
 def _may_begin(q: int, given: int | None) -> bool:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from mergeflow.errors import FormatError, MergeflowError
-from mergeflow.recipe.naming import printable
+from mergeflow.recipe.webui.naming import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mergeflow.recipe.tree import Node
 
+GIVEN = "recipe.given"
+"""The option by which people say what an input is."""
 LETTERS = "abc"
 """What people call the inputs of a merge."""
 
@@ -99,6 +101,9 @@ def _inputs(model: Model) -> Iterator[tuple[int, int]]:
 def _cut(model: Model, place: int, below: Model) -> Model:
     """The merge without an input that leads back to it: nothing that was ever computed is made of itself."""
     assert model.merge is not None
-    error = FormatError(f"{model.merge.place(place)} is {below}, which is itself made of '{model.merge.node.name}'")
+    name = model.merge.node.name
+    error = FormatError(
+        f"'{name}' is made of itself: its input {model.merge.place(place)} is {below}, which is made of '{name}'"
+    )
     inputs = tuple(None if at == place else number for at, number in enumerate(model.merge.inputs))
     return model._replace(merge=model.merge._replace(inputs=inputs, problems=(*model.merge.problems, error)))

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mergeflow.errors import MergeflowError, SelectionError, raise_all
-from mergeflow.recipe.files import File, Files, Vaes
-from mergeflow.recipe.naming import printable
 from mergeflow.recipe.tree import Tree
+from mergeflow.recipe.webui.files import File, Files, Vaes
+from mergeflow.recipe.webui.merges import GIVEN
+from mergeflow.recipe.webui.naming import printable
 from mergeflow.tensors import some
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
 
-    from mergeflow.recipe.merges import Merge, Model, Recorded
     from mergeflow.recipe.modelset import ModelSet
     from mergeflow.recipe.tree import Node
+    from mergeflow.recipe.webui.merges import Merge, Model, Recorded
 
 MAX_LISTED = 1000
 """More missing models than this are counted."""
@@ -60,6 +61,10 @@ class _Found:
     def has(self, number: int | None) -> bool:
         """Whether that model is there: as a file, or by replaying how it was made."""
         return number in self.replayed or number in self.files
+
+    def is_one(self, number: int, present: Container[int]) -> bool:
+        """Whether a merge is missed as a file of its own, and not for something that it was made of."""
+        return number not in present or self._files.numbered(self.models[number])
 
     def settle(self, number: int) -> None:
         """Find one model, after all that it was made of."""
@@ -122,7 +127,7 @@ def _problems(found: _Found, place: str) -> list[MergeflowError]:
             problems.append(found.wrong[number])
         elif merge is None:
             missing[_missing(model)] = input
-        elif number and number not in present and not merge.problems:
+        elif number and found.is_one(number, present):
             below = [_missing(found.models[leaf]) for leaf in _leaves(found, number, seen)]
             missing[f"{model}{' or else all of ' if below else ''}{_listed(below)}"] = input
         else:
@@ -137,18 +142,19 @@ def _problems(found: _Found, place: str) -> list[MergeflowError]:
         problems.append(
             SelectionError(
                 f"{place} lacks what '{printable(found.models[0].name)}' was made of: {_listed(list(missing))}; "
-                f"add the files, or say in given which model stands for one, as in {{'{example}': ID}}"
+                f"add the files, or say what stands for one with {GIVEN}.{example}=ID"
             )
         )
     return problems
 
 
 def _present(found: _Found) -> set[int]:
-    """The models of which at least a part is there."""
+    """The models of which there is a part, or a problem that somebody might solve."""
     present: set[int] = set()
     for number in found.order:
         merge = found.models[number].merge
-        if found.has(number) or number in found.wrong or (merge and any(below in present for below in merge.inputs)):
+        below = merge is not None and (merge.problems or any(at in present for at in merge.inputs))
+        if below or found.has(number) or number in found.wrong:
             present.add(number)
     return present
 

@@ -7,27 +7,26 @@ from typing import TYPE_CHECKING
 
 from mergeflow.errors import ConfigError, MergeflowError
 from mergeflow.recipe.ids import nearest
-from mergeflow.recipe.lineage import UNLISTED, settled
-from mergeflow.recipe.merges import LETTERS, Merge, Model, Recorded, walked
-from mergeflow.recipe.naming import comparable, printable, stem, vocabulary
+from mergeflow.recipe.webui.lineage import UNLISTED, settled
+from mergeflow.recipe.webui.merges import GIVEN, LETTERS, Merge, Model, Recorded, walked
+from mergeflow.recipe.webui.naming import comparable, printable, stem, vocabulary
 from mergeflow.tensors import some
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mergeflow.recipe.lineage import Doubt, Place, Settled
+    from mergeflow.recipe.webui.lineage import Doubt, Lineage, Place, Settled, Text
 
-    References = Sequence[tuple[str | None, ...] | None]
-    """For every model the hashes of what it was merged of, None for one that was not recorded. () for a model that is
-    no merge, and None for one that was merged in an unknown way."""
+    Hashes = tuple[str | None, ...] | frozenset[str]
+    """Of what a model was merged, None where that was not recorded; or a set, of what another tool mentions."""
 
 _PART_OF_HASH = re.compile(r"[0-9a-f]{8,64}")
 
 
 def linked(
     models: Sequence[Model],
-    references: References,
-    texts: Mapping[int, Sequence[str]],
+    references: Sequence[Hashes],
+    texts: Mapping[int, Sequence[Text]],
     ordered: bool,
     given: Mapping[str, str],
 ) -> Recorded:
@@ -37,18 +36,21 @@ def linked(
     what an input is, by the name of its merge.
     """
     by_hash = {model.hash: number for number, model in reversed(list(enumerate(models))) if model.hash}
-    numbers = [
-        None if hashes is None else tuple(None if hash is None else by_hash.get(hash, UNLISTED) for hash in hashes)
-        for hashes in references
-    ]
+    numbers = [_numbers(hashes, by_hash) for hashes in references]
     found = settled(numbers, texts, {number: model.name for number, model in enumerate(models) if number}, ordered)
     said, problems = _said(given, models, references)
     linker = _Linker(models, found, said)
     for number, hashes in enumerate(references):
-        linker.link(number, hashes or (), numbers[number] or ())
+        linker.link(number, hashes, numbers[number])
     made, order = walked(linker.models)
     problems += _idle(said, made, set(order))
     return Recorded(made, order, tuple(problems))
+
+
+def _numbers(hashes: Hashes, by_hash: Mapping[str, int]) -> Lineage:
+    if isinstance(hashes, frozenset):
+        return frozenset(by_hash[hash] for hash in hashes if hash in by_hash)
+    return tuple(None if hash is None else by_hash.get(hash, UNLISTED) for hash in hashes)
 
 
 class _Linker:
@@ -60,10 +62,10 @@ class _Linker:
         self._said = said
         self._added: dict[Model, int] = {}
 
-    def link(self, number: int, hashes: Sequence[str | None], numbers: Sequence[int | None]) -> None:
+    def link(self, number: int, hashes: Hashes, numbers: Lineage) -> None:
         """Give one merge its inputs."""
         merge = self.models[number].merge
-        if merge is None:
+        if merge is None or isinstance(hashes, frozenset) or isinstance(numbers, frozenset):
             return
         for place, (hash, known) in enumerate(zip(hashes, numbers, strict=True)):
             at = (number, place)
@@ -104,7 +106,7 @@ class _Linker:
             why = "neither the order of the entries nor the names tell which it was"
         error = ConfigError(
             f"{merge.place(place)} was recorded without a hash, and {why}; "
-            f"say what it is in given, as in {{'{merge.place(place)}': NAME}}"
+            f"say which with {GIVEN}.{merge.place(place)}=NAME"
         )
         return merge._replace(problems=(*merge.problems, error))
 
@@ -120,7 +122,7 @@ def _noted(merge: Merge, note: str) -> Merge:
 
 
 def _said(
-    given: Mapping[str, str], models: Sequence[Model], references: References
+    given: Mapping[str, str], models: Sequence[Model], references: Sequence[Hashes]
 ) -> tuple[dict[Place, int | Model], list[MergeflowError]]:
     """What is given, by merge and input; and what of it means nothing."""
     said: dict[Place, int | Model] = {}
@@ -129,21 +131,23 @@ def _said(
     words = vocabulary({number: model.name for number, model in enumerate(models) if number}) if given else {}
     for key, value in given.items():
         name, _, letter = key.rpartition(".")
-        place = LETTERS.find(letter.lower()) if len(letter) == 1 else -1
+        hashes = references[merges[name]] if name in merges else ()
+        letters = "" if isinstance(hashes, frozenset) else LETTERS[: len(hashes)]
         if name not in merges:
-            problems.append(ConfigError(f"given: there is no merge '{name}' for '{key}'{nearest(name, merges)}"))
-        elif not 0 <= place < len(references[merges[name]] or ()):
-            letters = ", ".join(LETTERS[: len(references[merges[name]] or ())])
+            problems.append(ConfigError(f"{GIVEN}: there is no merge '{name}' for '{key}'{nearest(name, merges)}"))
+        elif len(letter) != 1 or letter.lower() not in letters:
             problems.append(
-                ConfigError(f"given: '{name}' has no input '{letter}' for '{key}', only {letters or 'none'}")
+                ConfigError(
+                    f"{GIVEN}: '{name}' has no input '{letter}' for '{key}', only {', '.join(letters) or 'none'}"
+                )
             )
         else:
             meant = _meant(value, models, words)
             if len(meant) > 1:
                 may_be = some([str(models[number]) for number in meant])
-                problems.append(ConfigError(f"given: '{key}' is '{value}', which may be {may_be}; give its hash"))
+                problems.append(ConfigError(f"{GIVEN}: '{key}' is '{value}', which may be {may_be}; give its hash"))
             else:
-                said[merges[name], place] = meant[0] if meant else _unlisted(value)
+                said[merges[name], letters.index(letter.lower())] = meant[0] if meant else _unlisted(value)
     return said, problems
 
 
@@ -166,7 +170,7 @@ def _idle(said: Mapping[Place, object], models: Sequence[Model], reached: set[in
     """What is given for merges that the file does not lead to."""
     return [
         ConfigError(
-            f"given: '{merge.place(place)}' has no effect, because '{merge.node.name}' is no part of "
+            f"{GIVEN}: '{merge.place(place)}' has no effect, because '{merge.node.name}' is no part of "
             f"'{printable(models[0].name)}'; leave it out"
         )
         for number, place in said

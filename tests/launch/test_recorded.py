@@ -1,0 +1,99 @@
+"""A tree that the web UI recorded, replayed from its metadata: the whole way, on the demo set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors import safe_open
+
+from tests.recipe.webui.simulator import Checkpoint, File, WebUI
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 120
+VAE = "sd_xl_base_1.0.vae.safetensors"
+RENAMED = {"x16a": "x15a-_x31_x32", "x34a": "x33a-x27ax28a"}
+"""Merges whose files were given other names afterwards."""
+
+
+@dataclass
+class OnDisk(File):
+    """A checkpoint that is really there."""
+
+    path: Path = Path()
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    @property
+    def legacy(self) -> str:
+        return hashlib.sha256(self.path.read_bytes()[0x100000:0x110000]).hexdigest()[:8]
+
+
+def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "launch.py"), "executor=local", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=PATIENCE_SECONDS)
+
+
+def by_hand(demo: Path) -> Checkpoint:
+    """x39a as a person makes it of the demo set: with the merges of `conf/recipe/x39a.yaml`, in their order."""
+    nodes = yaml.safe_load((ROOT / "conf" / "recipe" / "x39a.yaml").read_text())["recipe"]["nodes"]
+    webui = WebUI()
+    known: dict[str, Checkpoint] = {}
+    for path in sorted(demo.glob("_x*.safetensors")):
+        hashed = path.name[2:4] not in ("01", "41", "10")  # who had not been used before was recorded without a hash
+        known[path.name[2:4]] = webui.add(path.name, OnDisk(path.name, path=path), hashed=hashed)
+    for name, node in nodes.items():
+        a, b, multiplier = (node["a"], node["b"], node["multiplier"]) if isinstance(node, dict) else (*node, 0.5)
+        vae = "None" if name == "x39a" else VAE
+        custom = RENAMED.get(name, f"{name}-{a}{b}")
+        made = webui.merge(known[a], known[b], multiplier=multiplier, custom_name=custom, vae=vae)
+        known[name] = webui.rename(made, f"{name}-{a}{b}.safetensors") if name in RENAMED else made
+    return known["x39a"]
+
+
+@pytest.fixture(scope="module")
+def recorded(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recorded") / "x39a.json"
+    path.write_text(json.dumps(by_hand(demo_dir).file.metadata))
+    return path
+
+
+def test_the_metadata_of_x39a_gives_the_tensors_that_its_config_gives(
+    recorded: Path, demo_dir: Path, tmp_path: Path
+) -> None:
+    common = [f"models.dir={demo_dir}", f"out={tmp_path}"]
+    known = launch(*common, "recipe=x39a", cwd=tmp_path)
+    assert known.returncode == 0, known.stderr
+    replay = ["recipe=webui", f"recipe.file={recorded}", "recipe.vae=25", "method=pairwise_torch20"]
+    done = launch(*common, *replay, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert tensors(tmp_path / "replayed.safetensors") == tensors(tmp_path / "x39a.safetensors")
+    assert json.loads((tmp_path / "hashes.json").read_text()).keys() == {
+        str(path) for path in demo_dir.glob("*.safetensors")
+    }
+
+
+def test_what_a_recorded_tree_lacks_is_told_all_at_once(recorded: Path, demo_dir: Path, tmp_path: Path) -> None:
+    some = tmp_path / "some"
+    some.mkdir()
+    for path in demo_dir.glob("_x[0-2]*.safetensors"):
+        (some / path.name).symlink_to(path)
+    models = ["models=round1", f"models.dir={some}", f"out={tmp_path}"]  # not the demo, which would be completed
+    done = launch(*models, "recipe=webui", f"recipe.file={recorded}", "job=plan", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for missing in ("_x30-", "_x41-", "_x38-", VAE):
+        assert missing in done.stderr
+
+
+def tensors(path: Path) -> dict[str, bytes]:
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key).numpy().tobytes() for key in file.keys()}  # noqa: SIM118
