@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mergeflow.errors import MergeflowError
     from mergeflow.execute.shard import Job
     from mergeflow.tensors import Dtype, FileStat, Header, Layout, Span
 
@@ -205,6 +206,8 @@ class Receipt:
     bytes_read: int
     skipped: tuple[tuple[str, str, int], ...] = ()
     """(model, key, count) of values that are not finite and were tolerated by policy."""
+    failed: tuple[tuple[int, MergeflowError], ...] = ()
+    """(output, why) of outputs that cannot be made, where those of other jobs go on without them."""
     worker: str = ""
     """Which process did it."""
     peak_rss: int = 0

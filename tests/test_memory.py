@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from mergeflow.execute.local import LocalExecutor
 from mergeflow.merge import open_plan, run
 from mergeflow.plan.tiles import SCRATCH
-from mergeflow.recipe.request import Budget, Policies
+from mergeflow.recipe.request import Budget, Policies, TargetRequest
 from tests.models import request, write_models
 
 if TYPE_CHECKING:
@@ -41,22 +42,27 @@ class Measured(NamedTuple):
     blocks: int
 
 
-def measure(models: Path, policy: Nonfinite = "error") -> Measured:
-    """Merge the models in a process of its own."""
-    command = [sys.executable, "-m", "tests.test_memory", str(models), policy]
+def measure(models: Path, policy: Nonfinite = "error", series: int = 0) -> Measured:
+    """Merge the models in a process of its own: all of them, or all but one in each target of a series."""
+    command = [sys.executable, "-m", "tests.test_memory", str(models), policy, str(series)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return Measured(*map(int, done.stdout.split()))
 
 
-def probe(models: Path, policy: Nonfinite) -> Measured:
+def probe(models: Path, policy: Nonfinite, series: int) -> Measured:
     """In that process: warm up, look, merge, look again."""
     model = {"w": torch.full((50,), torch.nan), "v": torch.ones(9).half()}
     tiny = write_models(models / "tiny", {"a": model, "b": model})
     warm(tiny, Policies(nonfinite="propagate"))
     wanted = request(models, models / "out", policies=Policies(nonfinite=policy), budget=BUDGET)
+    if series:
+        lists = {f"without-{index}": f"all but {index:03}" for index in range(series)}
+        targets = tuple(TargetRequest(name, f"{name}.safetensors", selection=name) for name in lists)
+        wanted = replace(wanted, selections=lists, targets=targets)
     plan = open_plan(wanted)
     assert not plan.problems, plan.problems
+    assert bool(plan.strips[0].sums) == bool(series)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = status("VmRSS")
     run(plan, LocalExecutor(BUDGET))
@@ -131,6 +137,21 @@ def test_fp8_that_is_widened_takes_no_more_either(tmp_path: Path) -> None:
     assert measured.projected <= BUDGET.memory
 
 
+@pytest.mark.parametrize(
+    ("dtype", "spread"),
+    [
+        pytest.param(torch.float16, 0, id="one-word"),
+        pytest.param(torch.float32, 12, id="two-words"),
+        pytest.param(torch.float32, 60, id="alone"),
+    ],
+)
+def test_sums_that_targets_share_take_no_more_either(tmp_path: Path, dtype: torch.dtype, spread: int) -> None:
+    measured = measure(models_of(tmp_path, 12, 1 << 19, dtype, spread=spread), series=12)
+    assert measured.taken <= measured.projected + BESIDE
+    assert measured.projected <= BUDGET.memory
+    assert measured.taken > measured.blocks / 2, "so little cannot be what the run has taken"
+
+
 def test_what_is_projected_does_not_depend_on_how_many_or_how_large_the_models_are(tmp_path: Path) -> None:
     def projected(count: int, elements: int) -> int:
         directory = models_of(tmp_path / f"{count}-{elements}", count, elements, torch.float16)
@@ -145,4 +166,4 @@ def test_what_is_projected_does_not_depend_on_how_many_or_how_large_the_models_a
 
 
 if __name__ == "__main__":
-    sys.stdout.write(" ".join(map(str, probe(Path(sys.argv[1]), sys.argv[2]))))  # type: ignore[arg-type]
+    sys.stdout.write(" ".join(map(str, probe(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))))  # type: ignore[arg-type]

@@ -147,13 +147,13 @@ def _hashing(total: int) -> AbstractContextManager[Callable[[int], None]]:
 
 def _compare(config: schema.Config) -> None:
     """Tell how two checkpoints differ: a table here, JSON and a picture in `out`."""
+    a, b = to_pair(config)
     from mergeflow.compare.run import compare_pair, open_pair
     from mergeflow.report.comparison import table
     from mergeflow.report.comparison_json import to_json, write_json
     from mergeflow.report.console import show
     from mergeflow.report.progress import MergeProgress
 
-    a, b = to_pair(config)
     pair = open_pair(a, b, to_architecture(config.arch))
     with MergeProgress(pair.bytes_to_read, "comparing") as progress:
         comparison = compare_pair(pair, progress=progress)

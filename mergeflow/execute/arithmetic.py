@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mergeflow.errors import MergeflowError
     from mergeflow.execute.block import Group
     from mergeflow.interfaces import Method
     from mergeflow.plan.plan import Cell, Plan, Strip, Tile
@@ -60,11 +61,14 @@ class Arithmetic:
         groups: Sequence[Group],
         outs: Sequence[Tensor],
         tolerated: Counter[tuple[int, str]],
+        impossible: dict[int, MergeflowError] | None = None,
     ) -> None:
         """Fill `outs`, one row for each cell of `strip`, from the rows of `tile` in `groups`.
 
-        Values that are not finite and that the policy lets pass are counted in `tolerated` by (source, key).
+        Values that are not finite and that the policy lets pass are counted in `tolerated` by (source, key). Cells in
+        `impossible` are left alone; where jobs are `apart`, those join them that cannot be made, and nothing is raised.
         """
+        impossible = {} if impossible is None else impossible
         methods = [method_of(cell.method, cell.steps) for cell in strip.cells]
         floats = any(not method.takes_any_dtype for method in methods)
         for start in range(0, tile.stop - tile.start, PIECE):
@@ -74,7 +78,14 @@ class Arithmetic:
             results = [out[part] for out in outs]
             made = _made_together(piece, results)
             for index, (cell, method, out) in enumerate(zip(strip.cells, methods, results, strict=True)):
-                self._cell(piece, cell, method, out, index in made)
+                if index in impossible:
+                    continue
+                try:
+                    self._cell(piece, cell, method, out, index in made)
+                except UnmergeableValues as error:
+                    if not self._plan.apart:
+                        raise
+                    impossible[index] = error
 
     def _rows(self, groups: Sequence[Group], part: slice, floats: bool) -> Rows:
         values: list[Tensor] = []
@@ -198,9 +209,10 @@ class Arithmetic:
                 at = piece.start + int((~values.isfinite()).nonzero()[0])
                 counts = " and ".join(f"{n:,} {what}" for n, what in ((nan, "NaN"), (infinite, "infinite")) if n)
                 culprits.append(f"model {self._model(piece, row)} has {counts} value(s) from element {at:,} on")
+        skip = "" if cell.steps else "nonfinite=skip (mean of the finite values) or "
         raise UnmergeableValues(
             f"'{piece.strip.key}': {some(culprits)} (first ones found); leave the model out of the list, or "
-            "choose nonfinite=skip (mean of the finite values) or nonfinite=propagate"
+            f"choose {skip}nonfinite=propagate"
         )
 
     def _differ(self, piece: Piece, cell: Cell, error: RowsDiffer) -> NoReturn:

@@ -36,9 +36,10 @@ class Coverage:
         """The byte up to which that output is complete."""
         return self._watermarks[output]
 
-    def check(self) -> None:
-        """Raise `IncompleteOutput` unless every byte of every output is there."""
-        for output, watermark, ahead in zip(self._outputs, self._watermarks, self._spans, strict=True):
+    def check(self, indices: Iterable[int] | None = None) -> None:
+        """Raise `IncompleteOutput` unless every byte of every output is there, or of those with these indices."""
+        for index in range(len(self._outputs)) if indices is None else indices:
+            output, watermark, ahead = self._outputs[index], self._watermarks[index], self._spans[index]
             if watermark != output.layout.size or ahead:
                 raise IncompleteOutput(
                     f"{output.path}: written without a gap up to byte {watermark:,} of {output.layout.size:,}; "

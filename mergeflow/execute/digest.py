@@ -47,6 +47,7 @@ class TrailingDigest:
         self._store, self._drafts, self._outputs, self._coverage = store, drafts, outputs, coverage
         self._hashes = [hashlib.sha256() for _ in outputs]
         self._wake = threading.Event()
+        self._abandoned: set[int] = set()
         self._stopped = False
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="digest", daemon=True)
@@ -56,8 +57,13 @@ class TrailingDigest:
         """More bytes may be complete."""
         self._wake.set()
 
+    def abandon(self, output: int) -> None:
+        """An output will not be completed; its digest means nothing."""
+        self._abandoned.add(output)
+        self._wake.set()
+
     def result(self) -> list[str]:
-        """The digests in hex; every output must be complete. Raises what reading them back met."""
+        """The digests in hex; every output must be complete or abandoned. Raises what reading them back met."""
         self.advance()
         self._thread.join()
         if self._error is not None:
@@ -84,6 +90,9 @@ class TrailingDigest:
         while not self._stopped:
             self._wake.clear()
             for index, reader in enumerate(readers):
+                if index in self._abandoned:
+                    positions[index] = ends[index]
+                    continue
                 complete = self._coverage.watermark(index)
                 while positions[index] < complete and not self._stopped:
                     view = buffer[: min(STEP, complete - positions[index])]

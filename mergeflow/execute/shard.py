@@ -23,11 +23,12 @@ from mergeflow.plan.tiles import ROW_ALIGNMENT
 from mergeflow.tensors import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
+    from mergeflow.execute.block import Row
     from mergeflow.interfaces import Reader, Store, Writer
-    from mergeflow.plan.plan import Plan, Tile
+    from mergeflow.plan.plan import Plan, Strip, Tile
 
 
 @dataclass(frozen=True)
@@ -104,39 +105,58 @@ class ShardWorker:
         """Merge and write every tile of `shard`; raises `UnmergeableValues` or `StorageError`."""
         spans: list[Span] = []
         tolerated: Counter[tuple[int, str]] = Counter()
+        failed: dict[int, MergeflowError] = {}
         bytes_read = 0
         for tile in self._plan.shards[shard]:
-            bytes_read += self._tile(tile, spans, tolerated)
+            bytes_read += self._tile(tile, spans, tolerated, failed)
         checkpoints = self._plan.checkpoints
         return Receipt(
             shard=shard,
             spans=tuple(_joined(spans)),
             bytes_read=bytes_read,
             skipped=tuple((checkpoints[source].id, key, count) for (source, key), count in tolerated.items()),
+            failed=tuple(failed.items()),
             worker=f"{socket.gethostname()}:{os.getpid()}",
             peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
 
-    def _tile(self, tile: Tile, spans: list[Span], tolerated: Counter[tuple[int, str]]) -> int:
+    def _tile(
+        self, tile: Tile, spans: list[Span], tolerated: Counter[tuple[int, str]], failed: dict[int, MergeflowError]
+    ) -> int:
         strip = self._plan.strips[tile.strip]
         elements = tile.stop - tile.start
         rows = self._block.rows(strip.dtypes, elements)
         results = self._block.rows([cell.dtype for cell in strip.cells], elements, _aligned(rows[-1].end))
-        for source, offset, dtype, row in zip(strip.sources, strip.offsets, strip.dtypes, rows, strict=True):
-            if self._stopped():
-                raise Stopped
-            position = offset + tile.start * dtype.itemsize
-            self._files.reader(source).read_into(self._block.view[row.begin : row.end], position)
+        impossible = self._read(strip, tile, rows)
         groups = list(self._block.groups(strip.dtypes, rows))
         outs = [self._block.row(cell.dtype, row) for cell, row in zip(strip.cells, results, strict=True)]
         with self._turn:
-            self._arithmetic.merge(strip, tile, groups, outs, tolerated)
-        for cell, row in zip(strip.cells, results, strict=True):
+            self._arithmetic.merge(strip, tile, groups, outs, tolerated, impossible)
+        for index, (cell, row) in enumerate(zip(strip.cells, results, strict=True)):
             for place in cell.places:
+                if index in impossible:
+                    failed.setdefault(place.output, impossible[index])
+                    continue
                 begin = place.offset + tile.start * cell.dtype.itemsize
                 self._files.writer(place.output).write(self._block.view[row.begin : row.end], begin)
                 spans.append(Span(place.output, begin, begin + row.end - row.begin))
         return sum(row.end - row.begin for row in rows)
+
+    def _read(self, strip: Strip, tile: Tile, rows: Sequence[Row]) -> dict[int, MergeflowError]:
+        """Fill the rows of a tile; the cells that cannot be made because a row cannot be read, where others may be."""
+        impossible: dict[int, MergeflowError] = {}
+        for number, (source, offset, row) in enumerate(zip(strip.sources, strip.offsets, rows, strict=True)):
+            if self._stopped():
+                raise Stopped
+            position = offset + tile.start * strip.dtypes[number].itemsize
+            try:
+                self._files.reader(source).read_into(self._block.view[row.begin : row.end], position)
+            except MergeflowError as error:
+                if not self._plan.apart:
+                    raise
+                cells = (index for index, cell in enumerate(strip.cells) if number in cell.rows)
+                impossible |= {index: error for index in cells if index not in impossible}
+        return impossible
 
 
 def _aligned(offset: int) -> int:

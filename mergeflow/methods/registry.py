@@ -15,8 +15,15 @@ if TYPE_CHECKING:
 PLAIN: dict[str, Method] = {method.name: method for method in (Uniform(), Copy(), Agree(), Whole())}
 """Methods that are told all there is by rows and shares. They hold nothing, so threads may share them."""
 
+TREES = 8
+"""How many are kept: a run has few, and one of 256 leaves takes more than half a megabyte."""
 
-@lru_cache(maxsize=256)
+
 def method_of(name: str, steps: tuple[Step, ...]) -> Method:
     """The method called `name`; a tree is told by its `steps`, which other methods do not have."""
-    return Pairwise(steps) if name == Pairwise.name else PLAIN[name]
+    return _tree(steps) if steps else PLAIN[name]
+
+
+@lru_cache(maxsize=TREES)
+def _tree(steps: tuple[Step, ...]) -> Method:
+    return Pairwise(steps)

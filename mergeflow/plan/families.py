@@ -80,7 +80,7 @@ def _common_scale(cells: Mapping[int, Cell]) -> list[_Sum]:
     Beside a composite of two, every other model has two shares, and elsewhere one. Twice the sum over twice the
     divisor is the same mean.
     """
-    usual = {index: Counter(cell.shares).most_common(1)[0][0] for index, cell in cells.items()}
+    usual = {index: _usual(cell.shares) for index, cell in cells.items()}
     common = lcm(*usual.values())
     scales = {index: common // usual[index] for index in cells}
     if common > LARGEST_SCALE or any(sum(cell.shares) * scales[index] >= SHARES_LIMIT for index, cell in cells.items()):
@@ -93,6 +93,12 @@ def _common_scale(cells: Mapping[int, Cell]) -> list[_Sum]:
         )
         for index, cell in cells.items()
     ]
+
+
+def _usual(shares: Sequence[int]) -> int:
+    """The commonest share; of several the largest, because what is no part of a composite has more."""
+    share, _ = max(Counter(shares).items(), key=lambda item: item[::-1])
+    return share
 
 
 class _Web:

@@ -111,6 +111,8 @@ class Plan:
     memory: Memory
     budget: Budget
     nonfinite: Nonfinite
+    apart: bool = False
+    """Whether outputs belong to several jobs, of which one that cannot be made does not keep others from it."""
     notes: tuple[str, ...] = ()
     """What was tolerated or is odd, in sentences."""
     problems: tuple[MergeflowError, ...] = field(default=())

@@ -273,8 +273,8 @@ def test_a_recorded_tree_is_merged_and_says_what_it_is_made_of(
     assert sorted(file.name for file in path.parent.iterdir()) == ["manifest.json", "x39a.safetensors"]
     assert tensors_sha256(path) in done.stdout
     with safe_open(path, framework="pt") as file:
-        recipe = json.loads(file.metadata()["mergeflow"])
-        dtypes = {file.get_slice(key).get_dtype() for key in file.keys()}
+        recipe, keys = json.loads(file.metadata()["mergeflow"]), file.keys()
+        dtypes = {file.get_slice(key).get_dtype() for key in keys}
     assert dtypes == {"F16"}
     assert recipe["trees"]["x39a"]["nodes"][-1] == ["x39a", [77, 74], 0.2, "weighted_sum", True, None]
     assert set(recipe["components"]["unet"]["shares"].values()) == {"1/40"}
