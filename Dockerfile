@@ -20,6 +20,7 @@ RUN pip install --constraint constraints.txt torch
 COPY pyproject.toml README.md LICENSE launch.py ./
 COPY conf ./conf
 COPY mergeflow ./mergeflow
+COPY hydra_plugins ./hydra_plugins
 RUN pip install --constraint constraints.txt --editable .
 
 # A user without privileges. `docker run --user` may name any other: the home and the working directory are open to

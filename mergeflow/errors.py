@@ -11,6 +11,7 @@
     ├── StorageError               the operating system refused: space, permission, a read that fell short
     ├── IncompleteOutput           receipts do not cover a draft; it is never committed
     ├── ExecutorError              a worker was lost, or the cluster cannot be reached
+    ├── ObjectiveError             who was asked how good an output is has failed to say
     └── Problems                   several of the above, found together and shown together
 
 The voice: what, where, the numbers, then what to do, in one or two sentences. An error holds its
@@ -72,6 +73,10 @@ class IncompleteOutput(MergeflowError):
 
 class ExecutorError(MergeflowError):
     """A worker was lost, or a cluster cannot be reached."""
+
+
+class ObjectiveError(MergeflowError):
+    """Who was asked how good an output is has failed to say."""
 
 
 class Problems(MergeflowError):

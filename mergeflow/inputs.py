@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from mergeflow.errors import FormatError, MergeflowError, StorageError
+from mergeflow.errors import ConfigError, FormatError, MergeflowError, StorageError
 from mergeflow.recipe.modelset import model_set
 from mergeflow.recipe.recorded import recorded_tree
 from mergeflow.recipe.replay import Replay, changed
@@ -46,6 +46,32 @@ def silent(total: int) -> AbstractContextManager[Callable[[int], None]]:
     return nullcontext(lambda _: None)
 
 
+def open_checkpoint(id: str, path: str, store: Store, format: Format) -> Checkpoint | MergeflowError:
+    """The checkpoint with its header, or why there is none."""
+    try:
+        return Checkpoint(id, path, store.stat(path), read_header(path, store, format))
+    except FormatError as error:
+        return FormatError(f"model {id}: {path} cannot be used: {error}")
+    except MergeflowError as error:
+        return StorageError(f"model {id}: {error}")
+
+
+def read_header(path: str, store: Store, format: Format) -> Header:
+    """The header of a file, of which nothing else is read; raises `FormatError` or `StorageError`."""
+    size = store.stat(path).size
+    reader = store.reader(path)
+
+    def read(offset: int, count: int) -> bytes:
+        buffer = bytearray(count)
+        reader.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    try:
+        return format.parse(read, size)
+    finally:
+        reader.close()
+
+
 class Inputs:
     """What one request reads before it is planned."""
 
@@ -60,6 +86,8 @@ class Inputs:
     def recipe(self) -> Recipe:
         """The recipe; raises `UsageError` if the request names what does not exist."""
         request, source = self._request, self._request.models
+        if request.series is not None and request.recorded is not None:
+            raise ConfigError("a recorded tree has no series; leave out recipe= or series=")
         names = self._files()
         if request.recorded is None:
             return resolve(request, names)
@@ -106,26 +134,10 @@ class Inputs:
             raise StorageError(f"models.dir: {error}") from error
 
     def _open(self, id: str, path: str) -> Checkpoint | MergeflowError:
-        try:
-            return Checkpoint(id, path, self._store.stat(path), self._header(path))
-        except FormatError as error:
-            return FormatError(f"model {id}: {path} cannot be used: {error}")
-        except MergeflowError as error:
-            return StorageError(f"model {id}: {error}")
+        return open_checkpoint(id, path, self._store, self._format)
 
     def _header(self, path: str) -> Header:
-        size = self._store.stat(path).size
-        reader = self._store.reader(path)
-
-        def read(offset: int, count: int) -> bytes:
-            buffer = bytearray(count)
-            reader.read_into(memoryview(buffer), offset)
-            return bytes(buffer)
-
-        try:
-            return self._format.parse(read, size)
-        finally:
-            reader.close()
+        return read_header(path, self._store, self._format)
 
     def _metadata(self, path: str) -> Mapping[str, str]:
         """The metadata of a merged file, or what somebody has saved of it as JSON."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from mergeflow.errors import MergeflowError, StorageError, raise_all
 from mergeflow.formats.safetensors import Safetensors
-from mergeflow.inputs import Inputs, silent
+from mergeflow.inputs import Inputs, open_checkpoint, silent
 from mergeflow.passes import Result, run_together
+from mergeflow.plan.assemble import make_assembly
 from mergeflow.plan.make import make_plan
 from mergeflow.storage.local import LocalStore, exists, free_bytes, writable_problem
 from mergeflow.tensors import si_bytes
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from mergeflow.inputs import Progress
     from mergeflow.interfaces import Executor, Store
     from mergeflow.plan.plan import Plan
+    from mergeflow.recipe.assembly import Assembly
     from mergeflow.recipe.request import Request
 
-__all__ = ["Result", "open_plan", "run"]
+__all__ = ["Result", "open_assembly", "open_plan", "run", "run_together"]
 
 LOCAL = LocalStore()
 
@@ -44,8 +46,19 @@ def open_plan(request: Request, store: Store = LOCAL, progress: Progress = silen
     checkpoints, problems = inputs.checkpoints(recipe)
     plan = make_plan(recipe, checkpoints, format, request.out)
     problems += plan.problems
-    problems += _output_problems(plan, request)
+    problems += _output_problems(plan, request.out, request.overwrite)
     return replace(plan, problems=tuple(problems), notes=inputs.notes + plan.notes)
+
+
+def open_assembly(assembly: Assembly, store: Store = LOCAL) -> Plan:
+    """Read the headers of the parts and decide everything; what forbids it is in `plan.problems`, all of it."""
+    format = Safetensors()
+    opened = [open_checkpoint(id, path, store, format) for path, id in assembly.ids.items()]
+    problems = [one for one in opened if isinstance(one, MergeflowError)]
+    plan = make_assembly(assembly, [one for one in opened if not isinstance(one, MergeflowError)], format)
+    problems += plan.problems
+    problems += _output_problems(plan, assembly.out, assembly.overwrite)
+    return replace(plan, problems=tuple(problems))
 
 
 def run(
@@ -67,17 +80,17 @@ def run(
     return outcome
 
 
-def _output_problems(plan: Plan, request: Request) -> list[MergeflowError]:
+def _output_problems(plan: Plan, out: str, overwrite: bool) -> list[MergeflowError]:
     """Why the outputs could not be written where they are wanted; nothing is created to find out."""
     problems: list[MergeflowError] = []
-    cause = writable_problem(request.out)
+    cause = writable_problem(out)
     if cause is not None:
-        problems.append(StorageError(f"out={request.out} cannot be used: {cause}; choose another out="))
-    free = free_bytes(request.out)
+        problems.append(StorageError(f"out={out} cannot be used: {cause}; choose another out="))
+    free = free_bytes(out)
     if free < plan.bytes_written:
         problems.append(
             StorageError(
-                f"out={request.out} has {si_bytes(free)} free, but the outputs need {si_bytes(plan.bytes_written)}; "
+                f"out={out} has {si_bytes(free)} free, but the outputs need {si_bytes(plan.bytes_written)}; "
                 "free some space or choose another out="
             )
         )
@@ -95,6 +108,6 @@ def _output_problems(plan: Plan, request: Request) -> list[MergeflowError]:
             problems.append(
                 StorageError(f"{output.path} is model {source.id} itself ({source.path}); choose another out= or file")
             )
-        elif not request.overwrite:
+        elif not overwrite:
             problems.append(StorageError(f"{output.path} exists; choose another out=, or overwrite=true"))
     return problems

@@ -38,13 +38,22 @@ class Result:
     """The pass, where other jobs were part of it."""
 
     @property
+    def whole(self) -> Plan:
+        """The plan of the pass."""
+        return self.plan if self.shared is None else self.shared.plan
+
+    @property
     def tolerated(self) -> dict[tuple[str, str], int]:
-        """How many values that are not finite were tolerated, by (model, key)."""
+        """How many values that are not finite were tolerated, by (model, key), of those that this job reads."""
         counts: dict[tuple[str, str], int] = {}
         for receipt in self.receipts:
             for model, key, count in receipt.skipped:
                 counts[model, key] = counts.get((model, key), 0) + count
-        return counts
+        if not counts or self.shared is None:
+            return counts
+        ids = [checkpoint.id for checkpoint in self.plan.checkpoints]
+        its = {(ids[source], strip.key) for strip in self.plan.strips for source in strip.sources}
+        return {of: count for of, count in counts.items() if of in its}
 
 
 def run_together(
@@ -97,12 +106,21 @@ class _Drafts:
         self.error = self.error or error
         self.discard()
 
-    def finish(self, result: Result) -> None:
-        """Check that the outputs are what they should be, and give them their names."""
+    def settle(self, digests: Sequence[str]) -> None:
+        """Check that the outputs are what they should be, and make them durable."""
         try:
             _unchanged(self.plan, self.store)
-            _same_as_recorded(self.plan, result.digests, self.store)
-            _commit(self.drafts)
+            _same_as_recorded(self.plan, digests, self.store)
+            for draft in self.drafts:
+                draft.sync()
+        except MergeflowError as error:
+            self.fail(error)
+
+    def commit(self, result: Result) -> None:
+        """Give the outputs their names."""
+        try:
+            for draft in self.drafts:
+                draft.commit()
         except MergeflowError as error:
             self.fail(error)
         else:
@@ -152,13 +170,20 @@ class _Pass:
             digests = digest.result()
         finally:
             digest.stop()
+        self._finish([tuple(digests[output] for output in outputs) for outputs in self._fused.jobs], receipts, began)
+
+    def _finish(self, digests: Sequence[tuple[str, ...]], receipts: Sequence[Receipt], began: float) -> None:
+        """All that can be are made durable before any has its name: an interruption finds either all or none."""
+        for one, its in zip(self._jobs, digests, strict=True):
+            if one.error is None:
+                one.settle(its)
         startup = self._executor.startup_seconds
         shared = self._fused if len(self._jobs) > 1 else None
-        for one, outputs in zip(self._jobs, self._fused.jobs, strict=True):
-            if one.error is None:
-                seconds = time.perf_counter() - began - startup
-                its = tuple(digests[output] for output in outputs)
-                one.finish(Result(one.plan, its, tuple(receipts), seconds, startup, shared))
+        seconds = time.perf_counter() - began - startup
+        with _uninterrupted():
+            for one, its in zip(self._jobs, digests, strict=True):
+                if one.error is None:
+                    one.commit(Result(one.plan, its, tuple(receipts), seconds, startup, shared))
 
     def _note(self, receipt: Receipt, coverage: Coverage, digest: TrailingDigest) -> None:
         coverage.add(receipt.spans)
@@ -168,15 +193,6 @@ class _Pass:
                 digest.abandon(lost)
             self._jobs[index].fail(error)
         digest.advance()
-
-
-def _commit(drafts: Sequence[Draft]) -> None:
-    """Give every draft its name. Once the first has its own, an interruption would leave some there and some not."""
-    for draft in drafts:
-        draft.sync()  # all are durable before any has its name
-    with _uninterrupted():
-        for draft in drafts:
-            draft.commit()
 
 
 @contextmanager

@@ -141,8 +141,8 @@ def test_fp8_that_is_widened_takes_no_more_either(tmp_path: Path) -> None:
     ("dtype", "spread"),
     [
         pytest.param(torch.float16, 0, id="one-word"),
-        pytest.param(torch.float32, 12, id="two-words"),
-        pytest.param(torch.float32, 60, id="alone"),
+        pytest.param(torch.bfloat16, 12, id="two-words"),
+        pytest.param(torch.bfloat16, 60, id="alone"),
     ],
 )
 def test_sums_that_targets_share_take_no_more_either(tmp_path: Path, dtype: torch.dtype, spread: int) -> None:

@@ -17,6 +17,7 @@ from mergeflow.execute import arithmetic
 from mergeflow.execute.local import LocalExecutor
 from mergeflow.execute.ray import RayExecutor, RayOptions
 from mergeflow.merge import open_plan
+from mergeflow.methods.uniform import Uniform
 from mergeflow.plan.tiles import PIECE, SCRATCH
 from mergeflow.recipe.request import Budget, Policies, TargetRequest
 from tests.models import merge, request, write_models
@@ -166,11 +167,19 @@ def test_it_does_not_matter_which_targets_are_together(
 def test_means_are_made_together_wherever_their_bits_are_certain(
     models: Path, tmp_path: Path, shared: Mapping[str, set[int]]
 ) -> None:
-    targets = [target for target in SERIES if target.dtype != "keep"]  # fp64 among them
-    merge(asked(models, tmp_path, targets))
-    all_of_them = {len(targets)}
-    keys = collection()["1"].keys() - {"empty"}
-    assert shared == {key: {0} if key in ("wider", "fp64", "ids") else all_of_them for key in keys}
+    merge(asked(models, tmp_path))
+    # The target that keeps dtypes would have an fp64 of sums in two words; "wider" needs more of them.
+    alone = {"fp64", "wider", "ids"}
+    assert shared == {key: {0} if key in alone else {len(SERIES)} for key in collection()["1"] if key != "empty"}
+
+
+def test_what_is_made_together_is_not_made_alone_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("this mean is there already")
+
+    monkeypatch.setattr(Uniform, "merge", refuse)
+    models = {id: {"big": tensors["big"]} for id, tensors in collection().items()}
+    merge(asked(write_models(tmp_path / "models", models), tmp_path / "out"))
 
 
 # --- what is not finite ---------------------------------------------------------------------------------------------

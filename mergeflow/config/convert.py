@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from omegaconf import OmegaConf
 
 from mergeflow.config import schema
+from mergeflow.config.series import series_problems, to_series
 from mergeflow.errors import ConfigError, MergeflowError, raise_all
+from mergeflow.objective import Objective
 from mergeflow.plan.tiles import SCRATCH
 from mergeflow.recipe.architecture import Architecture, architecture
 from mergeflow.recipe.recorded import read_merges
@@ -73,8 +75,11 @@ def to_request(config: schema.Config) -> Request:
         problems.append(ConfigError("there are no models: give models.dir=DIR, or models.files"))
     problems += _without_effect(config.method)
     problems += _recipe_problems(config)
+    problems += series_problems(config.series)
     if config.a or config.b:
         problems.append(ConfigError("a= and b= are for job=compare, and have no effect on another job"))
+    if config.base or config.parts or config.file:
+        problems.append(ConfigError("base=, parts= and file= are for job=assemble, and have no effect on another job"))
     if not config.out:
         problems.append(ConfigError("out is empty; give out=DIR"))
     raise_all(problems)
@@ -100,7 +105,22 @@ def to_request(config: schema.Config) -> Request:
         rules=Rules(config.method.arithmetic.value, config.method.scalars.value),
         recorded=recorded,
         hashes=config.hashes,
+        series=to_series(config.series),
     )
+
+
+def to_objective(config: schema.Config) -> Objective | None:
+    """Who says how good an output is; raises `ConfigError`."""
+    wanted = config.objective
+    if wanted.kind is schema.ObjectiveKind.none:
+        if wanted.command or wanted.target:
+            raise ConfigError("objective.command and objective.target need objective=command or objective=python")
+        return None
+    name = "command" if wanted.kind is schema.ObjectiveKind.command else "target"
+    value, other = (wanted.command, wanted.target) if name == "command" else (wanted.target, wanted.command)
+    if not value or other:
+        raise ConfigError(f"objective={wanted.kind.value} needs objective.{name}=..., and nothing else")
+    return Objective(**{name: value})
 
 
 def to_pair(config: schema.Config) -> tuple[str, str]:

@@ -6,121 +6,69 @@ The values live in `conf/`; these classes say which there are and of what type.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from mergeflow.config.choices import (
+    Arithmetic,
+    Bake,
+    ExecutorKind,
+    Integers,
+    Job,
+    KeyRule,
+    MethodName,
+    Missing,
+    Nonfinite,
+    ObjectiveKind,
+    OutputDtype,
+    PositionIds,
+    RecipeKind,
+    Scalars,
+    SeriesKind,
+    SeriesWrite,
+    Surplus,
+)
+
+__all__ = [  # the choices too, so that all that may be typed is in one place
+    "LAUNCHER",
+    "SCHEMA",
+    "Arch",
+    "Arithmetic",
+    "Bake",
+    "Component",
+    "Config",
+    "Executor",
+    "ExecutorKind",
+    "Integers",
+    "Job",
+    "KeyRule",
+    "Keys",
+    "Method",
+    "MethodName",
+    "Missing",
+    "Models",
+    "Nonfinite",
+    "Objective",
+    "ObjectiveKind",
+    "OutputDtype",
+    "Part",
+    "PositionIds",
+    "Recipe",
+    "RecipeKind",
+    "Scalars",
+    "Series",
+    "SeriesKind",
+    "SeriesWrite",
+    "SharedScan",
+    "Surplus",
+    "Target",
+    "register",
+]
+
 SCHEMA = "schema"
-
-
-class Job(Enum):
-    """What to do: merge; or show the plan and stop; or tell how two checkpoints differ."""
-
-    merge = "merge"
-    plan = "plan"
-    compare = "compare"
-
-
-class RecipeKind(Enum):
-    """Where a recorded tree is told: in the config, or in a file that a tool has merged."""
-
-    nodes = "nodes"
-    webui = "webui"
-    file = "file"
-
-
-class MethodName(Enum):
-    """How one value is made of N."""
-
-    uniform = "uniform"
-    pairwise = "pairwise"
-
-
-class Arithmetic(Enum):
-    """Whose arithmetic a tree is computed in."""
-
-    webui = "webui"
-    float32 = "float32"
-    float64 = "float64"
-    comfyui = "comfyui"
-    supermerger = "supermerger"
-
-
-class Scalars(Enum):
-    """What a tensor of 16 bits is multiplied by."""
-
-    opmath = "opmath"
-    half = "half"
-
-
-class Bake(Enum):
-    """At which nodes of a tree a VAE is baked in."""
-
-    none = "none"
-    every = "every"
-    top = "top"
-
-
-class KeyRule(Enum):
-    """Whose keys an output has."""
-
-    strict = "strict"
-    webui = "webui"
-
-
-class PositionIds(Enum):
-    """How position_ids are written."""
-
-    webui = "webui"
-    fix = "fix"
-
-
-class OutputDtype(Enum):
-    """What an output is written in."""
-
-    keep = "keep"
-    fp16 = "fp16"
-    bf16 = "bf16"
-    fp32 = "fp32"
-
-
-class Missing(Enum):
-    """What happens when a model lacks a tensor."""
-
-    error = "error"
-    skip = "skip"
-    base = "base"
-
-
-class Surplus(Enum):
-    """What happens when a model has a tensor that the output does not."""
-
-    ignore = "ignore"
-    error = "error"
-
-
-class Integers(Enum):
-    """What happens when tensors of integers differ."""
-
-    error = "error"
-    first = "first"
-
-
-class Nonfinite(Enum):
-    """What happens to NaN and infinity in a source."""
-
-    error = "error"
-    skip = "skip"
-    propagate = "propagate"
-
-
-class ExecutorKind(Enum):
-    """Where the work is done."""
-
-    local = "local"
-    ray = "ray"
+LAUNCHER = "shared_scan"
 
 
 @dataclass
@@ -242,6 +190,31 @@ class Keys:
 
 
 @dataclass
+class Objective:
+    """A number for each output, which a sweep can optimise."""
+
+    kind: ObjectiveKind = ObjectiveKind.none
+    command: str | None = None
+    """A command line with `{file}`; its last line is the number."""
+    target: str | None = None
+    """`package.module.function`, called with the path."""
+
+
+@dataclass
+class Series:
+    """Many variations of one target."""
+
+    kind: SeriesKind = SeriesKind.none
+    components: Any = field(default_factory=list)
+    """A list of names; or one name."""
+    selection: str | None = None
+    target: str | None = None
+    base: str | None = None
+    write: SeriesWrite = SeriesWrite.file
+    with_base: bool | None = None
+
+
+@dataclass
 class Config:
     """Everything that may be typed."""
 
@@ -256,6 +229,10 @@ class Config:
     job: Job = Job.merge
     a: str | None = None
     b: str | None = None
+    base: str | None = None
+    parts: dict[str, str] = field(default_factory=dict)
+    """Files by component, for `job=assemble`; `te0=FILE` is short for `parts.te0=FILE` there."""
+    file: str | None = None
     out: str = MISSING
     overwrite: bool = False
     dtype: OutputDtype | None = None
@@ -263,12 +240,22 @@ class Config:
     position_ids: PositionIds | None = None
     nonfinite: Nonfinite = Nonfinite.error
     hashes: bool = False
+    objective: Objective = field(default_factory=Objective)
+    series: Series = field(default_factory=Series)
+
+
+@dataclass
+class SharedScan:
+    """What Hydra makes the launcher of sweeps of."""
+
+    _target_: str = "hydra_plugins.mergeflow_shared_scan.launcher.SharedScanLauncher"
 
 
 def register() -> None:
-    """Tell Hydra of the schema, which `conf/config.yaml` names first in its defaults."""
+    """Tell Hydra of the schema, which `conf/config.yaml` names first in its defaults, and of the launcher."""
     node = OmegaConf.structured(Config)
-    names = (node.models.files, node.models.composites, node.method.multipliers)
+    names = (node.models.files, node.models.composites, node.method.multipliers, node.parts)
     for ids in (*names, node.recipe.nodes, node.recipe.vaes, node.recipe.given):
         OmegaConf.set_struct(ids, False)  # the user's own names: they are not added, they are given
     ConfigStore.instance().store(name=SCHEMA, node=node)
+    ConfigStore.instance().store(group="hydra/launcher", name=LAUNCHER, node=SharedScan)

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from hydra.conf import ConfigSourceInfo
 
 _TEXTS = re.compile(
-    r"(?P<name>\+{0,2}(?:out|a|b|recipe\.(?:file|name)|models\.(?:dir|pattern|files\.[^=]+)"
+    r"(?P<name>\+{0,2}(?:out|a|b|base|file|series\.(?:base|selection|target)|objective\.(?:command|target)|recipe\.(?:file|name)|models\.(?:dir|pattern|files\.[^=]+)"
     r"|selection\.[^=]+|target\.[^=.]+\.file))=(?P<value>.+)",
     re.DOTALL,
 )
 """Options whose values are text as it stands: paths and names of files, and lists of ids."""
+_ALWAYS_TEXT = "objective.command="
 _PART = re.compile(
     r"(?P<above>target\.[^=.]+\.components)\.(?P<name>[^=.]+)\.(?P<field>model|selection)=(?P<value>(?!null$).+)"
 )
@@ -33,6 +34,7 @@ _NUMBERED = re.compile(
 )
 _DOTTED = re.compile(r"\+{0,2}(?P<above>recipe\.(?:vaes|given))\.(?P<name>[^=]+)=(?P<value>.+)")
 """Options whose names have dots of their own: file names, and places in a tree such as `x39a.b`."""
+_COMPONENT = re.compile(r"(?:parts\.)?(?P<name>[A-Za-z_]\w*)=(?P<value>.+)", re.DOTALL)
 _NOT_TEXT = re.compile(r"""['"].*|\$\{.*|\[.*\]|null|\?\?\?""", re.DOTALL)
 """Values that are quoted already, refer to another option, are lists or nothing."""
 _FILES = re.compile(r"path=file://(.*)")
@@ -76,11 +78,19 @@ def quote_texts(arguments: Sequence[str]) -> list[str]:
     """Paths and lists as people type them: Hydra would take the commas of `selection.te0=05,11=2` for a sweep.
 
     It would read `1_0` as ten, too, and not read `models.pattern=_x{id}.safetensors` or `models.files.05=a` at all.
-    With `-m` commas do separate alternatives, and nothing is changed.
+    With `-m` commas do separate alternatives, and nothing is changed but what has braces and no alternatives.
     """
     if {"-m", "--multirun"} & set(arguments):
-        return list(arguments)
+        return [_quoted(argument) if argument.startswith(_ALWAYS_TEXT) else argument for argument in arguments]
     return [_in_braces(argument) or _quoted(argument) for argument in arguments]
+
+
+def _as_part(argument: str) -> str:
+    """`te0=FILE` beside `job=assemble`, as the config has it: components are not options, they are the arch's own."""
+    part = _COMPONENT.fullmatch(argument)
+    if part is None or part["name"] in known_names():
+        return argument
+    return f"++parts={{{part['name']}: {_text(part['value'])}}}"
 
 
 def _quoted(argument: str) -> str:

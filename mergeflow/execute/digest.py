@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mergeflow.execute.coverage import Coverage
-    from mergeflow.interfaces import Reader, Store
+    from mergeflow.interfaces import Store
     from mergeflow.plan.plan import Output
 
 STEP = 1 << 20
@@ -44,12 +44,15 @@ class TrailingDigest:
     """Digests of all outputs, growing behind a `Coverage`."""
 
     def __init__(self, store: Store, drafts: Sequence[str], outputs: Sequence[Output], coverage: Coverage) -> None:
-        self._store, self._drafts, self._outputs, self._coverage = store, drafts, outputs, coverage
+        self._outputs, self._coverage = outputs, coverage
         self._hashes = [hashlib.sha256() for _ in outputs]
         self._wake = threading.Event()
         self._abandoned: set[int] = set()
         self._stopped = False
         self._error: Exception | None = None
+        with ExitStack() as opened:  # now, while all drafts are there: one may be given up at any time
+            self._readers = [opened.enter_context(closing(store.reader(draft))) for draft in drafts]
+            self._opened = opened.pop_all()
         self._thread = threading.Thread(target=self._run, name="digest", daemon=True)
         self._thread.start()
 
@@ -78,18 +81,18 @@ class TrailingDigest:
 
     def _run(self) -> None:
         try:
-            with ExitStack() as opened:
-                self._follow([opened.enter_context(closing(self._store.reader(draft))) for draft in self._drafts])
+            with self._opened:
+                self._follow()
         except Exception as error:  # whatever it is, it belongs to who asks for the result
             self._error = error
 
-    def _follow(self, readers: Sequence[Reader]) -> None:
+    def _follow(self) -> None:
         buffer = memoryview(bytearray(STEP))
         positions = [output.data[0] for output in self._outputs]
         ends = [output.data[1] for output in self._outputs]
         while not self._stopped:
             self._wake.clear()
-            for index, reader in enumerate(readers):
+            for index, reader in enumerate(self._readers):
                 if index in self._abandoned:
                     positions[index] = ends[index]
                     continue

@@ -136,11 +136,21 @@ class ShardWorker:
             for place in cell.places:
                 if index in impossible:
                     failed.setdefault(place.output, impossible[index])
-                    continue
-                begin = place.offset + tile.start * cell.dtype.itemsize
-                self._files.writer(place.output).write(self._block.view[row.begin : row.end], begin)
-                spans.append(Span(place.output, begin, begin + row.end - row.begin))
+                elif place.output not in failed:
+                    begin = place.offset + tile.start * cell.dtype.itemsize
+                    self._write(Span(place.output, begin, begin + row.end - row.begin), row, spans, failed)
         return sum(row.end - row.begin for row in rows)
+
+    def _write(self, span: Span, row: Row, spans: list[Span], failed: dict[int, MergeflowError]) -> None:
+        """Put a row of results where it belongs; the draft may be gone if its job was given up, and others go on."""
+        try:
+            self._files.writer(span.output).write(self._block.view[row.begin : row.end], span.begin)
+        except MergeflowError as error:
+            if not self._plan.apart:
+                raise
+            failed[span.output] = error
+        else:
+            spans.append(span)
 
     def _read(self, strip: Strip, tile: Tile, rows: Sequence[Row]) -> dict[int, MergeflowError]:
         """Fill the rows of a tile; the cells that cannot be made because a row cannot be read, where others may be."""

@@ -104,12 +104,7 @@ def words_for(
 
 
 def add_to(
-    base: Words,
-    values: Sequence[Tensor],
-    peaks: Sequence[float],
-    shares: Sequence[int],
-    quantum: float,
-    total: Words,
+    base: Words, values: Sequence[Tensor], peaks: Sequence[float], shares: Sequence[int], quantum: float, total: Words
 ) -> None:
     """Make `total` the sum `base` and of `share * value` over all rows; it may be `base`, or other memory.
 
@@ -175,12 +170,7 @@ def _looked_up(rows: Tensor) -> float:
 
 
 def _add_runs(
-    base: Tensor,
-    values: Sequence[Tensor],
-    peaks: Sequence[float],
-    shares: Sequence[int],
-    quantum: float,
-    total: Tensor,
+    base: Tensor, values: Sequence[Tensor], peaks: Sequence[float], shares: Sequence[int], quantum: float, total: Tensor
 ) -> None:
     """Make `total` the sum of `base` and the rows, of which it is known that no addition in its dtype rounds.
 
@@ -271,13 +261,15 @@ def _settle(words: Words) -> None:
             moving |= bool(((before != upper) & upper.isfinite()).any())
 
 
-def divide(words: Words, divisor: int | Tensor, out: torch.dtype) -> Tensor:
+def divide(words: Words, divisor: int | Tensor, out: torch.dtype, keep: bool = False) -> Tensor:
     """The sum of `words` (see `add_exactly`) over `divisor`, fit to be rounded once more, to `out`; in scratch.
 
-    `divisor` is below `SHARES_LIMIT`. The result is fp64, or fp32 where that is enough.
+    `divisor` is below `SHARES_LIMIT`. The result is fp64, or fp32 where that is enough. It may take the place of the
+    sum, which stays in the cache so, unless that is to be kept.
     """
     by = divisor.to(words[0].dtype) if isinstance(divisor, Tensor) else divisor
-    quotient = torch.div(words[0], by, out=_scratch("quotient", words[0], words[0].dtype))
+    room = _scratch("quotient", words[0], words[0].dtype) if keep or len(words) > 1 else words[0]
+    quotient = torch.div(words[0], by, out=room)
     if len(words) == 1:
         return quotient
     quotient.sub_(_excess(quotient, words, divisor).div_(divisor))

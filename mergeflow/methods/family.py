@@ -70,7 +70,7 @@ def merge_family(rows: Rows, family: SharedSums, outs: Sequence[Tensor]) -> bool
         added, peaks = [rows.values[row] for row in step.rows], [rows.peaks[row] for row in step.rows]
         add_to(base, added, peaks, step.shares, quantum, total)
         for cell, divisor in zip(step.cells, step.divisors, strict=True):
-            round_into(divide(total, divisor, outs[cell].dtype), outs[cell])
+            round_into(divide(total, divisor, outs[cell].dtype, keep=True), outs[cell])
     return True
 
 

@@ -132,7 +132,7 @@ class Agreement:
         listed = self.models(list(part.shares), [int(share * scale) for share in part.shares.values()])
         if sum(listed.shares) >= SHARES_LIMIT:
             findings.problems.append(
-                f"{part.component}: the shares have the common denominator {sum(listed.shares):,}, and a mean is "
+                f"{part.component}: the shares have the common denominator {_shown(sum(listed.shares))}, and a mean is "
                 f"exact only below {SHARES_LIMIT:,}; use composites whose numbers of members have more in common"
             )
         for key, spec in self.keys(target, part):
@@ -184,3 +184,8 @@ class Agreement:
     def _belongs_nowhere(self, key: str) -> bool:
         owner = self.architecture.component_of(key)
         return owner is None or self.architecture.components[owner].open
+
+
+def _shown(number: int) -> str:
+    """A number that may have thousands of digits, which Python would not even write."""
+    return f"{number:,}" if number < 10**30 else f"2^{number.bit_length()}"

@@ -76,10 +76,15 @@ def shares_in_words(part: Part) -> str:
     """`share 1/14 each, but 21 1/28, 22 3/28`: the share that an entry has, and who has another."""
     usual = Fraction(1, len(part.entries))
     others = [(id, share) for id, share in part.shares.items() if share != usual]
-    others_in_words = ", ".join(f"{id} {share_in_text(share, LONGEST_TERM)}" for id, share in others)
+    others_in_words = ", ".join(f"{id} {_short(share)}" for id, share in others)
     if len(others) == len(part.shares):
         return f"share {others_in_words}"
     return f"share {usual} each" + (f", but {others_in_words}" if others else "")
+
+
+def _short(share: Fraction) -> str:
+    text = share_in_text(share, LONGEST_TERM)
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
 def _cost(plan: Plan) -> Iterator[str]:

@@ -182,20 +182,28 @@ class _Web:
         """Join the three by way of what two of them agree on, row by row; what may be tried next."""
         triple = zip(self.points[point], self.points[one], self.points[other], strict=True)
         between = tuple([y if y == z else x for x, y, z in triple])
-        middle = self._index.get(between, -1)
-        if middle not in (-1, one, other):
-            return  # it is somewhere else in the tree, and joining it here as well would make a circle
-        if middle == -1:
-            middle = self._add(between)
+        middle = self._index[between] if between in self._index else self._add(between)
         self._part(point, one)
         self._part(point, other)
-        ends = [end for end in (point, one, other) if end != middle]
+        there = self._joined_to(middle, {point, one, other})  # none of the three, if the point is new
+        ends = [end for end in (point, one, other) if end != there]
         for end in ends:
             self._join(middle, end)
         for end in ends:
             for near, far in ((end, middle), (middle, end)):
                 for third in self.beside[near] - {far}:
                     yield from self._chance(near, *sorted((far, third)))
+
+    def _joined_to(self, point: int, sought: set[int]) -> int | None:
+        """The only one of those `sought` that hangs together with `point`, if there is one."""
+        seen, waiting = {point}, [point]
+        while waiting:
+            found = waiting.pop()
+            if found in sought:
+                return found
+            waiting += self.beside[found] - seen
+            seen |= self.beside[found]
+        return None
 
     def _prune(self) -> None:
         """Remove the points that nobody wants and that join fewer than three."""

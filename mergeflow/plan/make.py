@@ -69,7 +69,7 @@ def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], format: Format,
 
 def _headed(told: Mapping[str, Sequence[str]]) -> list[str]:
     """Each text once, headed by the targets that it concerns: they share lists, so most concern several."""
-    return [f"[{', '.join(targets)}] {text}" for text, targets in told.items()]
+    return [f"[{some(list(targets))}] {text}" for text, targets in told.items()]
 
 
 def _work(

@@ -39,15 +39,15 @@ def metadata(
         predicts_v = any(tensor.key == V_PREDICTION for tensor in wanted)
         made["modelspec.prediction_type"] = "v" if predicts_v else "epsilon"
     described = describe(target, recipe) | {"sources": {id: _source(one) for id, one in sources.items()}}
-    made["sd_merge_recipe"] = _json({"type": "mergeflow", "custom_name": title, **described})
+    made["sd_merge_recipe"] = as_json({"type": "mergeflow", "custom_name": title, **described})
     lineage = {
         checkpoints[id][1].identity.sha256 or id: _lineage(name, checkpoints[id][1]) for id, name in names.items()
     }
-    made["sd_merge_models"] = _json(lineage)
+    made["sd_merge_models"] = as_json(lineage)
     # A web UI that copies metadata parses every value that starts with a brace and then cannot save it again
     # (webui #10460); JSON may start with a space, and then it stays text.
-    made["mergeflow"] = " " + _json(described)
-    return {key: _writable(value) for key, value in made.items()}
+    made["mergeflow"] = " " + as_json(described)
+    return {key: writable(value) for key, value in made.items()}
 
 
 def describe(target: Target, recipe: Recipe) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _parsed(source: Mapping[str, str]) -> Any:
     """The recipe that a source tells of itself, or None: sources come from anywhere, and say anything."""
     try:
         found = json.loads(source.get("sd_merge_recipe", "null"))
-        _json(found)
+        as_json(found)
     except (ValueError, RecursionError):
         return None
     return found
@@ -146,10 +146,11 @@ def _name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _json(value: object) -> str:
+def as_json(value: object) -> str:
+    """Plain data as text, in one line."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def _writable(text: str) -> str:
+def writable(text: str) -> str:
     """File names need not be text; what UTF-8 cannot write becomes a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from mergeflow.plan import rules
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 COPY, AGREE, PAIRWISE = "copy", "agree", "pairwise"
 STANDS_ALONE = "what it would be merged with stands alone"
+A_DECIDES = "where that is A, the merge is without them; where it is B, they are A's, as in the web UI"
 
 Rows = dict[str, tuple[int, "TensorInfo"]]
 """(source, where the tensor lies there) of those who have a tensor, by id."""
@@ -40,6 +42,7 @@ class TreePart:
         self._findings = findings
         self._rules = part.rules or Rules()
         self._strict = agreement.policies.keys == "strict"
+        self._alone = STANDS_ALONE if self._rules.arithmetic == "supermerger" else A_DECIDES
         self._leaves = agreement.models(tree.leaves)
         self._vaes = agreement.models(tree.baked)
         self._needed: dict[frozenset[str], list[bool]] = {}
@@ -58,17 +61,36 @@ class TreePart:
         component = architecture.components.get(name)
         known = component.keys if component is not None else {}
         owner = None if name == REST else name
-        found = dict.fromkeys(key for header in self._followed() for key in header)
-        return [(key, known.get(key, PLAIN)) for key in found if architecture.component_of(key) == owner]
+        every = dict.fromkeys(key for header in self._followed() for key in header)
+        found = [key for key in every if architecture.component_of(key) == owner]
+        if name != REST:  # what belongs to no component is told as surplus
+            self._note_dropped({key for key in known if not known[key].marker}.difference(found))
+        return [(key, known.get(key, PLAIN)) for key in found]
+
+    def _note_dropped(self, lacking: set[str]) -> None:
+        """Tell of tensors that models have, and the result has not, because A decides."""
+        alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for id, header in zip(self._leaves.ids, self._leaves.headers, strict=True):
+            if only_there := sorted(lacking.intersection(header)):
+                alike[tuple(only_there)].append(id)
+        for keys, models in alike.items():
+            self._findings.notes.append(
+                f"{self._part.component}: {len(keys):,} tensor(s) of {some(models, 12)} are dropped, because the first "
+                f"model, {self._leaves.ids[self._first()]}, does not have them, as in the web UI: {some(list(keys), 2)}"
+            )
 
     def _followed(self) -> Sequence[Mapping[str, TensorInfo]]:
         """The headers whose keys the result has: that of A's A's A; supermerger adds what only B has."""
         if self._rules.arithmetic == "supermerger":
             return self._leaves.headers
+        return [self._leaves.headers[self._first()]]
+
+    def _first(self) -> int:
+        """The place of A's A's A."""
         place = self._tree.top
         while (node := self._tree.node(place)) is not None:
             place = node.inputs[0]
-        return self._leaves.headers[place : place + 1]
+        return place
 
     def _settled(self, case: Case, role: Role) -> Wanted | None:
         vaes = self._baked(case) if role.vae else {}
@@ -140,7 +162,7 @@ class TreePart:
                 "models that predict v with models that predict epsilon without a word; the result is neither"
             )
         else:
-            self._findings.lacking(others, case, f"{STANDS_ALONE}, as in the web UI", fatal=False)
+            self._findings.lacking(others, case, self._alone, fatal=False)
         return listed.where(has)
 
     def _is_copied(self, case: Case) -> bool:

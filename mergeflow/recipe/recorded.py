@@ -12,9 +12,13 @@ from mergeflow.recipe.tree import INPUTS, Formula, Node, Tree
 from mergeflow.tensors import some
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mergeflow.recipe.modelset import ModelSet
 
 FIELDS = ("a", "b", "c", "multiplier", "formula", "save_half", "bake")
+FEW = 4
+"""Unknown names that are told one by one."""
 
 
 class Merge(NamedTuple):
@@ -100,14 +104,19 @@ def recorded_tree(merges: Mapping[str, Merge], models: ModelSet) -> Tree:
     The result is the one merge that no other takes.
     """
     problems: list[MergeflowError] = []
-    leaves: dict[str, str] = {}
+    named: dict[str, str] = {}
     for name, merge in merges.items():
-        for wanted in dict.fromkeys((*merge.inputs, *([merge.bake] if merge.bake else []))):
+        for wanted in (*merge.inputs, *([merge.bake] if merge.bake else [])):
             if wanted not in merges or wanted == merge.bake:
-                try:
-                    leaves[wanted] = _checkpoint(wanted, merges, models)
-                except MergeflowError as error:
-                    problems.append(ConfigError(f"recipe.nodes.{name}: {error}"))
+                named.setdefault(wanted, name)
+    leaves: dict[str, str] = {}
+    for wanted, name in named.items():
+        if wanted in models:
+            try:
+                leaves[wanted] = _checkpoint(wanted, models)
+            except MergeflowError as error:
+                problems.append(ConfigError(f"recipe.nodes.{name}: {error}"))
+    problems += _unknown({wanted: name for wanted, name in named.items() if wanted not in models}, merges, models)
     taken = {wanted for merge in merges.values() for wanted in merge.inputs}
     tops = [name for name in merges if name not in taken]
     levels = _levels(merges)
@@ -166,10 +175,24 @@ def _circle(merges: Mapping[str, Merge], levels: Mapping[str, int]) -> list[str]
     return left
 
 
-def _checkpoint(id: str, merges: Mapping[str, Merge], models: ModelSet) -> str:
-    if id not in models and id not in merges:
-        known = (*merges, *models.paths, *models.composites)
-        raise ConfigError(f"'{id}' is neither a merge of the recipe nor in {models.place}{nearest(id, known)}")
+def _unknown(named: Mapping[str, str], merges: Mapping[str, Merge], models: ModelSet) -> Iterator[ConfigError]:
+    """Names that nothing has, each with the first merge that uses it: a few are typing errors, many another folder."""
+    if len(named) > FEW:
+        yield ConfigError(
+            f"recipe.nodes names {len(named)} models that are not in {models.place}: {some(list(named), 12)}; "
+            "add them, or set models.dir"
+        )
+        return
+    known = (*merges, *models.paths, *models.composites)
+    for id, name in named.items():
+        if id in merges:
+            yield ConfigError(f"recipe.nodes.{name}: '{id}' is a merge, and only the VAE of a model is baked in")
+        else:
+            what = f"is neither a merge of the recipe nor in {models.place}"
+            yield ConfigError(f"recipe.nodes.{name}: '{id}' {what}{nearest(id, known)}")
+
+
+def _checkpoint(id: str, models: ModelSet) -> str:
     found = models.find(id)
     if found in models.composites:
         raise ConfigError(f"'{found}' is a composite of {', '.join(models.composites[found])}; name one model")

@@ -23,6 +23,8 @@ Integers = Literal["error", "first"]
 Nonfinite = Literal["error", "skip", "propagate"]
 Keys = Literal["strict", "webui"]
 PositionIds = Literal["webui", "fix"]
+SeriesKind = Literal["swap", "leave_one_out", "add_one"]
+SeriesWrite = Literal["file", "component"]
 
 UNIFORM, PAIRWISE, COPY = "uniform", "pairwise", "copy"
 REST = "rest"
@@ -55,6 +57,39 @@ class PartRequest:
 
 
 @dataclass(frozen=True)
+class SeriesRequest:
+    """Many alternatives of one target: each differs from it by one model."""
+
+    kind: SeriesKind
+    components: tuple[str, ...]
+    """What varies; everything else is that of the base."""
+    selection: str | None = None
+    """The models that are tried; those of the base's own lists, or with `add_one` all others, where None."""
+    target: str | None = None
+    """The base, where the run has several targets."""
+    base: str | None = None
+    """The base of a `swap`, where it is no target but one model as it is."""
+    write: SeriesWrite = "file"
+    with_base: bool | None = None
+    """Whether the base is written too; None for where it is of use."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """What one output of a series is in it."""
+
+    series: SeriesKind
+    components: tuple[str, ...]
+    write: SeriesWrite
+    id: str
+    """The model that it differs by; empty for the base itself."""
+    files: tuple[str, ...]
+    """The names of that model's files: several where it is a composite."""
+    change: str
+    """How it differs, in words."""
+
+
+@dataclass(frozen=True)
 class TargetRequest:
     """One wanted output, in the words of its config."""
 
@@ -69,6 +104,8 @@ class TargetRequest:
     base: str | None = None
     recorded: bool = False
     """Whether the recorded tree of the run makes all of it."""
+    member: Member | None = None
+    """What it is in a series, if it was made for one."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +173,7 @@ class Request:
     """The tree that somebody has recorded, or the file that somebody has merged, for the target that is `recorded`."""
     hashes: bool = False
     """Whether sources are read whole for their SHA-256, so that outputs can name them by it."""
+    series: SeriesRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +205,8 @@ class Target:
     base: str | None
     same_as: str | None = None
     """A file whose tensors it must have, because it is that file's recipe that is replayed."""
+    member: Member | None = None
+    """What it is in a series."""
 
     def merged(self) -> tuple[str, ...]:
         """Every checkpoint that has a part in it by its recipe, in the order in which they are first named."""

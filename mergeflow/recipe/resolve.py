@@ -11,6 +11,7 @@ from mergeflow.recipe.ids import nearest
 from mergeflow.recipe.modelset import ModelSet, model_set
 from mergeflow.recipe.request import COPY, PAIRWISE, REST, Part, PartRequest, Recipe, Target
 from mergeflow.recipe.selection import parse_selection
+from mergeflow.recipe.series import expanded, written_list
 from mergeflow.recipe.shapes import grow, multiplier_problems
 from mergeflow.recipe.tree import VAE
 from mergeflow.tensors import OUTPUT_DTYPES, some
@@ -31,6 +32,10 @@ def resolve(request: Request, names: Iterable[str], recorded: Callable[[ModelSet
     source = request.models
     models = model_set(names, source.pattern, source.composites, source.files, source.place)
     problems: list[MergeflowError] = []
+    try:
+        request = expanded(request, models)
+    except MergeflowError as error:
+        problems.append(error)  # the targets are looked at as they are, to tell what is wrong with them too
     if not request.targets:
         problems.append(ConfigError("no target is asked for; name one, as in target=single or target=[x17,x11c]"))
     problems += _same_file(request.targets)
@@ -41,7 +46,7 @@ def resolve(request: Request, names: Iterable[str], recorded: Callable[[ModelSet
         if recorded is not None:
             resolver.tree = recorded(models)
         if request.method == PAIRWISE and request.tree.vae is not None:
-            resolver.options = replace(request.tree, vae=_checkpoint(request.tree.vae, models))
+            resolver.options = replace(request.tree, vae=_named("method.vae", request.tree.vae, models))
     except MergeflowError as error:
         raise_all(_once([*problems, error]))
     for wanted in request.targets:
@@ -65,6 +70,8 @@ class _Resolver:
         """The recorded one."""
         self.options = request.tree
         self._grown: dict[tuple[str, tuple[str, ...]], Tree] = {}
+        self._bakes = False
+        """Whether a tree makes anything that a VAE could replace."""
 
     def target(self, wanted: TargetRequest) -> Target:
         """The target, with every id known to exist; raises all its problems together."""
@@ -82,20 +89,24 @@ class _Resolver:
         single: dict[str, str | None] = {}
         for role, id in (("keys_from", wanted.keys_from), ("base", wanted.base)):
             try:
-                single[role] = None if id is None else _checkpoint(id, self._models)
+                single[role] = None if id is None else _named(f"{where}, {role}", id, self._models)
             except MergeflowError as error:
-                problems.append(ConfigError(f"{where}, {role}: {error}"))
+                problems.append(error)
         if not parts and not problems:
             problems.append(
                 ConfigError(f"{where} has no components; give it selection=NAME or components.NAME.selection=NAME")
             )
         raise_all(problems)
         dtype = wanted.dtype or self._request.dtype
-        return Target(wanted.name, wanted.file, dtype, tuple(parts), single["keys_from"], single["base"])
+        return Target(
+            wanted.name, wanted.file, dtype, tuple(parts), single["keys_from"], single["base"], member=wanted.member
+        )
 
     def unused(self) -> Iterator[MergeflowError]:
         """Options of trees that no tree has taken."""
         yield from multiplier_problems(self.options.multipliers, self._grown.values())
+        if self.options.bake != "none" and not self._bakes:
+            yield ConfigError(f"method.bake={self.options.bake} has no effect: no tree of any target makes a VAE")
         if isinstance(self.options.shape, Mapping):
             names = {name for name, _ in self._grown}
             for name in self.options.shape:
@@ -129,13 +140,7 @@ class _Resolver:
         return self._merged(component, id, (id,), shares)
 
     def _selected(self, component: str, name: str, where: str) -> Part:
-        lists = self._request.selections
-        if name not in lists:
-            raise ConfigError(
-                f"{where}: there is no selection '{name}'{nearest(name, lists)} (there is {', '.join(lists) or 'none'})"
-                f"; choose another group with selection=, or add +selection.{name}=..."
-            )
-        entries = parse_selection(name, lists[name], self._models)
+        entries = parse_selection(name, written_list(where, name, self._request.selections), self._models)
         try:
             shares = self._models.shares(entries)
         except MergeflowError as error:
@@ -147,7 +152,10 @@ class _Resolver:
             return Part(component, entries, shares, self._request.method)
         if (name, entries) not in self._grown:
             self._grown[name, entries] = grow(name, entries, self._models, self.options)
-        return Part(component, entries, shares, PAIRWISE, self._grown[name, entries], self._request.rules)
+        tree = self._grown[name, entries]
+        self._bakes = self._bakes or self._has_vae(component)
+        weights = tree.weights() if self.options.multipliers else shares
+        return Part(component, entries, weights, PAIRWISE, tree, self._request.rules)
 
     def _recorded(self, component: str, target: str) -> Part:
         """The recorded tree, or the mean with the weights that it amounts to."""
@@ -158,7 +166,7 @@ class _Resolver:
             )
         if self._request.method == PAIRWISE:
             return Part(component, tree.leaves, tree.weights(), PAIRWISE, tree, self._request.rules)
-        weights = tree.weights(baked=self._is_vae(component))
+        weights = tree.weights(baked=self._has_vae(component))
         if negative := [id for id, weight in weights.items() if weight < 0]:
             raise ConfigError(
                 f"the recorded tree takes {some(negative)} away, which a mean cannot; use method=pairwise"
@@ -166,9 +174,10 @@ class _Resolver:
         shares = {id: weight for id, weight in weights.items() if weight}
         return Part(component, tuple(shares), shares, self._request.method if len(shares) > 1 else COPY)
 
-    def _is_vae(self, component: str) -> bool:
+    def _has_vae(self, component: str) -> bool:
+        """Whether a VAE may be in a part: also in what no component has."""
         found = self._request.architecture.components.get(component)
-        return found is not None and any(key.startswith(VAE) for key in found.keys)
+        return found is None or found.open or any(key.startswith(VAE) for key in found.keys)
 
 
 def _tree_contradictions(request: Request, recorded: bool) -> Iterator[MergeflowError]:
@@ -193,11 +202,10 @@ def _tree_contradictions(request: Request, recorded: bool) -> Iterator[Mergeflow
         yield ConfigError("position_ids=webui needs method=pairwise and method.arithmetic=webui")
     if request.rules.scalars == "half" and request.rules.arithmetic != "webui":
         yield ConfigError(f"method.scalars=half has no effect with method.arithmetic={request.rules.arithmetic}")
-    if pairwise and (tree.bake == "none") != (tree.vae is None):
-        yield ConfigError(
-            "method.bake=every or top needs method.vae=ID, the model whose VAE is baked in, and none "
-            "needs method.vae=null"
-        )
+    if pairwise and tree.bake != "none" and tree.vae is None:
+        yield ConfigError(f"method.bake={tree.bake} needs method.vae=ID, the model whose VAE is baked in")
+    if pairwise and tree.bake == "none" and tree.vae is not None:
+        yield ConfigError(f"method.vae={tree.vae} has no effect without method.bake=every or method.bake=top")
 
 
 def _contradictions(wanted: TargetRequest, where: str, request: Request) -> Iterator[MergeflowError]:
@@ -221,6 +229,14 @@ def _contradictions(wanted: TargetRequest, where: str, request: Request) -> Iter
         yield ConfigError(f"{where} has keys_from, but with keys=webui A decides which keys there are; leave one")
     if missing != "base" and wanted.base is not None:
         yield ConfigError(f"{where} has a base, which only keys.missing=base uses; leave one or add the other")
+
+
+def _named(where: str, id: str, models: ModelSet) -> str:
+    """The id of one checkpoint; raises `ConfigError` that says `where` it is named."""
+    try:
+        return _checkpoint(id, models)
+    except MergeflowError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _checkpoint(id: str, models: ModelSet) -> str:

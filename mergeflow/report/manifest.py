@@ -22,7 +22,7 @@ LIBRARIES = ("torch", "safetensors", "ray", "hydra-core")
 
 def manifest(result: Result, executor: str) -> dict[str, Any]:
     """Everything about a run as plain data. Files are told by name: a manifest may be published."""
-    plan = result.plan
+    plan, whole = result.plan, result.whole
     return {
         "mergeflow": __version__,
         "outputs": [_output(output, digest) for output, digest in zip(plan.outputs, result.digests, strict=True)],
@@ -37,21 +37,22 @@ def manifest(result: Result, executor: str) -> dict[str, Any]:
             for checkpoint in plan.checkpoints
         ],
         "bytes_read": sum(receipt.bytes_read for receipt in result.receipts),
+        "shared": _shared(result),
         "bytes_written": plan.bytes_written,
         "seconds": round(result.seconds, 3),
         "startup_seconds": round(result.startup_seconds, 3),
-        "bytes_per_second": round((plan.bytes_read + plan.bytes_written) / result.seconds),
+        "bytes_per_second": round((whole.bytes_read + whole.bytes_written) / result.seconds),
         "memory": {
-            "allowed": plan.memory.allowed,
-            "projected": plan.memory.projected,
+            "allowed": whole.memory.allowed,
+            "projected": whole.memory.projected,
             "peak_by_process": peaks(result),
         },
         "executor": {
             "name": executor,
             "workers": plan.budget.workers,
             "reads_in_flight": plan.budget.reads_in_flight,
-            "tiles": plan.tiles,
-            "shards": len(plan.shards),
+            "tiles": whole.tiles,
+            "shards": len(whole.shards),
         },
         "notes": list(plan.notes),
         "nonfinite": [
@@ -98,6 +99,14 @@ def _output(output: Output, digest: str) -> dict[str, Any]:
             for part in output.target.parts
         },
     }
+
+
+def _shared(result: Result) -> dict[str, int] | None:
+    """What a pass for several jobs has read, and what they would have read one after the other."""
+    shared = result.shared
+    if shared is None:
+        return None
+    return {"jobs": len(shared.jobs), "bytes_read_once": shared.plan.bytes_read, "bytes_apart": shared.bytes_apart}
 
 
 def _version(name: str) -> str | None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
-import tempfile
 import time
 from collections import deque
 from contextlib import suppress
@@ -81,16 +81,13 @@ class HashCache:
             for path, (size, mtime_ns, hashes) in sorted(self._known.items())
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=self._path.parent, prefix=f".{self._path.name}.", delete=False, encoding="ascii"
-        ) as draft:
-            try:
-                json.dump(files, draft, indent=1)
-                draft.close()
-                Path(draft.name).replace(self._path)
-            except BaseException:
-                Path(draft.name).unlink(missing_ok=True)
-                raise
+        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            draft.write_text(json.dumps(files, indent=1), encoding="ascii")
+            draft.replace(self._path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
 
 
 def _key(path: str) -> str:

@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 OPTIONS = [file.relative_to(CONF) for file in sorted(CONF.rglob("*.yaml")) if file.parent != CONF]
-GROUPS = ("models", "arch", "selection", "target", "method", "executor", "keys", "recipe", "experiment")
+GROUPS = ("models", "arch", "selection", "target", "method", "executor", "objective", "keys", "recipe", "experiment")
 PATHS = {
     "models/folder": ["models.dir=/data"],
     "models/round1": ["models.dir=/data"],
     "models/files": ["models.files={a: /one, b-2: /two}"],
     "experiment/round1": ["models.dir=/data"],
     "keys/webui": ["method=pairwise"],
+    "objective/command": ["objective.command='./score {file}'"],
+    "objective/python": ["objective.target=package.module.function"],
     "recipe/file": ["recipe.file=/data/a.safetensors"],
     "recipe/webui": ["recipe.file=/data/a.json"],
 }

@@ -180,7 +180,7 @@ MISTAKES = {
     "a VAE to bake in that is not named": (
         ["method=pairwise", "method.bake=every"],
         2,
-        "method.bake=every or top needs method.vae=ID, the model whose VAE is baked in",
+        "method.bake=every needs method.vae=ID, the model whose VAE is baked in",
     ),
     "values to skip in a tree": (
         ["method=pairwise", "nonfinite=skip"],
@@ -378,7 +378,10 @@ def test_an_interrupted_run_leaves_nothing_and_returns_130_within_three_seconds(
 def test_an_interrupted_sweep_tells_what_it_has_finished(demo: list[str], tmp_path: Path) -> None:
     alternatives = "selection.unet='01,02','01,06'"
     process = subprocess.Popen(
-        command("-m", *demo, "target=x17", alternatives), stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        command("-m", *demo, "hydra/launcher=basic", "target=x17", alternatives),
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
     )
     _wait_for(lambda: any((tmp_path / "out" / "1").glob("*.draft")), process)
     process.send_signal(signal.SIGINT)

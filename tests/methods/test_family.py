@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mergeflow.interfaces import Rows, SharedSums
 from mergeflow.methods import family
+from mergeflow.methods.exact import words_for
 from mergeflow.methods.family import merge_family
 from mergeflow.methods.uniform import Uniform
 from mergeflow.plan.families import shared_sums
@@ -63,10 +64,9 @@ def together(rows: Rows, cells: Sequence[Cell], *dtypes: torch.dtype) -> Made:
     outs = [torch.full((len(rows.values[0]),), 77).to(dtypes[index % len(dtypes)]) for index in range(len(cells))]
     words: list[tuple[int, torch.dtype]] = []
     with pytest.MonkeyPatch.context() as patch:
-        words_for = family.words_for
 
-        def noted(*arguments: object) -> tuple[int, torch.dtype]:
-            words.append(words_for(*arguments))  # type: ignore[arg-type]
+        def noted(*arguments: Any) -> tuple[int, torch.dtype]:
+            words.append(words_for(*arguments))
             return words[0]
 
         patch.setattr(family, "words_for", noted)
@@ -157,6 +157,8 @@ def test_the_means_are_those_of_fractions(stack: tuple[list[Tensor], list[int]],
         pytest.param(0.125, 8, 1, ONE_FP64, id="at-what-fp32-holds"),
         pytest.param(0.0625, 5, 3, ONE_FP32, id="shares-below-what-fp32-holds"),
         pytest.param(0.0625, 6, 3, ONE_FP64, id="shares-beyond-what-fp32-holds"),
+        pytest.param(2.0**-14, 9, 1000, ONE_FP32, id="divisors-below-what-fp32-may-divide-by"),
+        pytest.param(2.0**-14, 10, 1000, ONE_FP64, id="divisors-that-fp32-may-divide-by-for-bf16-only"),
         pytest.param(32768.0, 8, 2**11 - 1, ONE_FP64, id="below-what-fp64-holds"),
         pytest.param(32768.0, 8, 2**11, TWO_FP64, id="at-what-fp64-holds"),
         pytest.param(32768.0, 9, 2**22, TWO_FP64, id="far-beyond-what-fp64-holds"),
@@ -216,7 +218,7 @@ def test_fp64_rows_are_made_together_where_their_sums_fit() -> None:
 def test_a_sum_that_is_zero_is_plus_zero_also_after_subtraction(dtype: torch.dtype, scale: float) -> None:
     if dtype == torch.float16 and scale != 1:
         scale = 2.0**-10
-    columns = [
+    columns: list[list[float]] = [
         [1, -1, 1, -1, 5, 0],
         [0, 0, 0, 0, 0, 0],
         [-0.0] * 6,
@@ -240,6 +242,20 @@ def test_what_is_subtracted_leaves_nothing_behind() -> None:
     assert made.path == ONE_FP64
     for left, out in enumerate(made.outs):
         assert numbers(out) == expected(values[:left] + values[left + 1 :], FP32)
+
+
+@pytest.mark.parametrize("share", [1, 5, 1001])
+def test_a_large_fp64_leaves_nothing_behind_either(share: int) -> None:
+    # All 53 bits of the large one are used, so that no fp64 holds its multiples.
+    generator = torch.Generator().manual_seed(share)
+    large = torch.rand(50, generator=generator, dtype=torch.float64) + 1
+    values = [(torch.rand(50, generator=generator).double() + 1) * 2.0**-30 for _ in range(6)]
+    values[4] = large
+    cells = without_each([share] * 6)
+    made = together(rows_of(values), cells, torch.float32)
+    assert made.path == TWO_FP64
+    for one, out in zip(cells, made.outs, strict=True):
+        assert numbers(out) == expected([values[row] for row in one.rows], FP32)
 
 
 @pytest.mark.parametrize("out", [torch.float16, torch.bfloat16, torch.float32], ids=str)

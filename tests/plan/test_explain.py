@@ -176,10 +176,22 @@ def test_what_belongs_to_no_component_is_shown_only_if_there_is_any() -> None:
         ({"a": "1/14", "21": "1/28", "22": "3/28"}, 14, "share 1/14 each, but 21 1/28, 22 3/28"),
         ({"21": "1/2", "22": "1/2"}, 1, "share 21 1/2, 22 1/2"),
         ({"a": "3571/10000", "b": "6429/10000"}, 2, "share a 0.3571, b 0.6429"),
+        ({"a": "14999999999/100000000000", "b": "85000000001/100000000000"}, 2, "share a 0.15, b 0.85"),
+        ({"a": "1/100000000000", "b": "99999999999/100000000000"}, 2, "share a 1e-11, b 1"),
         ({"a": "1", "b": "7/10", "c": "-7/10"}, 3, "share a 1, b 7/10, c -7/10"),
         ({"a": "1/257", "b": "1/514", "c": "1/771"}, 3, "share a 1/257, b 1/514, c 1/771"),
     ],
-    ids=["equal", "one model", "a composite", "nothing but a composite", "long fractions", "a difference", "many"],
+    ids=[
+        "equal",
+        "one model",
+        "a composite",
+        "nothing but a composite",
+        "long fractions",
+        "longer fractions",
+        "next to nothing",
+        "a difference",
+        "many",
+    ],
 )
 def test_shares_are_told_in_few_words(shares: dict[str, str], entries: int, words: str) -> None:
     exact = {id: Fraction(share) for id, share in shares.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from fractions import Fraction
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -84,7 +85,9 @@ def check(cells: Sequence[Cell]) -> tuple[SharedSums, ...]:
         most = dict(zip(family.rows, family.most, strict=True))
         held: dict[int, dict[int, int]] = {}
         added: dict[int, int] = {}
-        for step in family.steps:
+        holds: dict[int, int] = {}
+        uses = [2 if step.cells else 0 for step in family.steps]
+        for number, step in enumerate(family.steps):
             assert step.base == -1 or step.base in held, "a sum is made of one that is not there"
             assert step.rows, "a step must add something"
             total = dict(held.get(step.base, {}))
@@ -93,7 +96,9 @@ def check(cells: Sequence[Cell]) -> tuple[SharedSums, ...]:
                 total[row] = total.get(row, 0) + share
                 assert share != 0
                 assert 0 <= total[row] <= most[row], "the bound of the sum would not hold"
-            held[step.into], added[step.into] = total, count
+            if step.base >= 0:
+                uses[holds[step.base]] += 1
+            held[step.into], added[step.into], holds[step.into] = total, count, number
             assert count <= family.additions
             for index, divisor in zip(step.cells, step.divisors, strict=True):
                 cell = cells[index]
@@ -103,6 +108,7 @@ def check(cells: Sequence[Cell]) -> tuple[SharedSums, ...]:
                 assert divisor < SHARES_LIMIT
                 made.append(index)
         assert set(held) == set(range(family.registers))
+        assert min(uses) >= 2, "a sum is made that nobody wants and nothing or only one other is made of"
         assert len([index for step in family.steps for index in step.cells]) >= 2
         indices = [index for step in family.steps for index in step.cells]
         assert additions([family]) <= 0.75 * alone([cells[index] for index in indices])
@@ -113,6 +119,15 @@ def check(cells: Sequence[Cell]) -> tuple[SharedSums, ...]:
 @given(st.one_of(lists(), RELATED, st.builds(lambda one, other: one + other, RELATED, lists())))
 def test_every_mean_is_that_of_its_own_list(cells: list[Cell]) -> None:
     check(cells)
+
+
+@pytest.mark.parametrize("seed", [40, 219, 446, 523, 698, 894, 996, *range(20)])
+def test_what_is_put_between_sums_may_be_there_already(seed: int) -> None:
+    # With the first of these seeds it is, somewhere else in the tree.
+    random = Random(seed)
+    count, targets = random.randint(3, 10), random.randint(3, 20)
+    lists = [[row for row in range(count) if random.random() < 0.5] or [0] for _ in range(targets)]
+    check([mean_of(rows, [random.randint(1, 3) for _ in rows]) for rows in lists])
 
 
 @given(RELATED)

@@ -14,7 +14,7 @@ from mergeflow.recipe.request import Policies
 from mergeflow.recipe.shapes import TreeOptions
 from mergeflow.recipe.tree import Node, Rules, Tree
 from mergeflow.tensors import Dtype, TensorInfo
-from tests.plan.builders import OPEN, SINGLE, USUAL, checkpoint, planned, problems, recipe
+from tests.plan.builders import OPEN, SINGLE, TOY, USUAL, checkpoint, planned, problems, recipe
 
 if TYPE_CHECKING:
     from mergeflow.plan.plan import Plan
@@ -171,7 +171,13 @@ def test_what_is_left_out_as_in_the_web_ui_is_told() -> None:
     plan = planned([checkpoint("a"), checkpoint("b", without("text.w") | {"text.model": (3,)})], **WEBUI)
     assert problems(plan) == []
     assert plan.outputs[0].layout.tensors.keys() == USUAL.keys()
-    assert any("not in b: text.w; what it would be merged with stands alone, as in the web UI" in n for n in plan.notes)
+    assert any("not in b: text.w; where that is A, the merge is without them" in note for note in plan.notes)
+
+
+def test_what_only_b_has_is_told_to_be_dropped() -> None:
+    plan = planned([checkpoint("a", without("text.w")), checkpoint("b")], **WEBUI | {"architecture": TOY})
+    assert "text.w" not in plan.outputs[0].layout.tensors
+    assert any("1 tensor(s) of b are dropped, because the first model, a, does not" in note for note in plan.notes)
 
 
 def test_a_leaf_that_a_vae_replaces_may_lack_it() -> None:

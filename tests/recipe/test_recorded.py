@@ -237,7 +237,14 @@ def test_a_chain_of_thousands_needs_no_recursion() -> None:
         ({"x": {"a": "01", "b": "02", "bake": "11a"}}, ["recipe.nodes.x: '11a' is a composite of 01, 02; name one "]),
         (
             {"x": ["01", "02"], "y": {"a": "x", "b": "02", "bake": "x"}},
-            ["recipe.nodes.y: 'x' is not in /models"],
+            ["recipe.nodes.y: 'x' is a merge, and only the VAE of a model is baked in"],
+        ),
+        (
+            {f"x{at}": [str(at), "02"] for at in range(90, 95)} | {"y": ["x90", "90"]},
+            [
+                "recipe.nodes names 5 models that are not in /models: 90, 91, 92, 93, 94; add them, or set models.dir",
+                "recipe.nodes has 5 results, x91, x92, x93, x94 and 1 more; a tree has one",
+            ],
         ),
         (
             {"x": ["98", "02"], "y": {"a": "x", "b": "02", "bake": "99"}},
@@ -256,6 +263,7 @@ def test_a_chain_of_thousands_needs_no_recursion() -> None:
         "a composite",
         "a composite as VAE",
         "a merge as VAE",
+        "another folder",
         "several",
     ],
 )

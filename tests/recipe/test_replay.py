@@ -15,6 +15,7 @@ from mergeflow.errors import ConfigError, IncompatibleSources, MergeflowError
 from mergeflow.formats.safetensors import Safetensors
 from mergeflow.plan.make import make_plan
 from mergeflow.plan.metadata import describe
+from mergeflow.recipe.architecture import architecture
 from mergeflow.recipe.modelset import ModelSet
 from mergeflow.recipe.recorded import read_merges, recorded_tree
 from mergeflow.recipe.replay import Replay, changed
@@ -40,7 +41,16 @@ if TYPE_CHECKING:
     from mergeflow.tensors import Checkpoint
 
 IDS = ("01", "02", "03", "04", "05", "25")
-MODELS = [checkpoint(id, path=f"/models/_x{id}-größe {id}.safetensors") for id in IDS]
+ARCH = replace(
+    TOY,
+    components={
+        **TOY.components,
+        **architecture("vae", "fp16", {}, {"vae": {"tensors": {"first_stage_model.w": [2]}}}).components,
+    },
+)
+"""The toy with a VAE, so that there is something to bake in."""
+SHAPES = USUAL | {"first_stage_model.w": (2,)}
+MODELS = [checkpoint(id, SHAPES, path=f"/models/_x{id}-größe {id}.safetensors") for id in IDS]
 COMPOSITES = {"6a": ("4", "05"), "6b": ("06a", "1"), "unused": ("02", "03")}
 PATH = "/out/made.safetensors"
 WANTED = TargetRequest("made", "made.safetensors", selection="models")
@@ -53,7 +63,7 @@ CHAIN = {"n0": ["01", "02", 1 / 3]} | {f"n{i}": [f"n{i - 1}", IDS[i % 6], 1 / 3 
 def request(target: TargetRequest, checkpoints: Iterable[Checkpoint] = MODELS, **changes: Any) -> Request:
     asked: dict[str, Any] = {
         "models": ModelSource(files={one.id: one.path for one in checkpoints}, composites=COMPOSITES),
-        "architecture": TOY,
+        "architecture": ARCH,
         "selections": {"models": "02,01,03", "other": "04,6b,03,6a", "single": "05", "pair": "6a"},
         "targets": (target,),
         "method": "uniform",
@@ -226,7 +236,7 @@ def test_a_model_whose_file_has_another_name_is_found_by_its_id() -> None:
 
 
 def test_files_of_one_name_in_several_directories_are_told_apart_by_their_ids() -> None:
-    models = [checkpoint(id, path=f"/hub/{id}/model.safetensors") for id in IDS]
+    models = [checkpoint(id, SHAPES, path=f"/hub/{id}/model.safetensors") for id in IDS]
     said = metadata(resolved(WANTED, checkpoints=models), models)
     assert replayed(said, models).checkpoints() == ("02", "01", "03")
 
@@ -254,7 +264,10 @@ HASHED = [replace(one, identity=Identity(one.id * 32)) for one in MODELS]
     ("now", "told"),
     [
         ({"id": "01"}, None),
-        ({"stat": MODELS[0].stat._replace(size=9_999, mtime_ns=7, inode=8)}, "its size is 9,999, not 312"),
+        (
+            {"stat": MODELS[0].stat._replace(size=9_999, mtime_ns=7, inode=8)},
+            f"its size is 9,999, not {MODELS[0].stat.size}",
+        ),
         (
             {"header": replace(MODELS[0].header, digest="0123456789abcdef" * 4)},
             "its header is 0123456789abcdef01234...,",
@@ -329,7 +342,7 @@ def test_the_rest_is_a_component_of_trees_with_the_keys_of_the_web_ui_alone() ->
 
 
 def test_components_that_the_architecture_no_longer_has_are_refused() -> None:
-    less = replace(TOY, components={"text": TOY.components["text"]})
+    less = replace(ARCH, components={name: ARCH.components[name] for name in ("text", "vae")})
     assert refused(metadata(CASES["uniform"]), architecture=less) == [
         f"{PATH} has image, which arch 'toy' does not have; choose the arch= that it was made with"
     ]
@@ -478,4 +491,4 @@ def test_whatever_text_stands_for_a_recipe_is_refused(text: str) -> None:
 
 
 def test_the_checkpoints_of_these_tests_are_whole() -> None:
-    assert all(one.header.tensors.keys() == USUAL.keys() for one in MODELS)
+    assert all(one.header.tensors.keys() == SHAPES.keys() for one in MODELS)

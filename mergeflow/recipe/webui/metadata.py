@@ -67,7 +67,7 @@ def recorded(metadata: Mapping[str, str], name: str = "merged", given: Mapping[s
     if recipe.get("type") != TYPE:
         raise ConfigError(
             f"'{printable(name)}' was merged by {_tool(recipe)}, and only what the web UI merged "
-            f"(type '{TYPE}') can be replayed"
+            f"(type '{TYPE}') can be replayed{'; use recipe=file' if recipe.get('type') == 'mergeflow' else ''}"
         )
     rows = [("", {"name": name, RECIPE: recipe}), *((key, entry) for key, entry in entries.items() if key != NO_HASH)]
     taken: dict[str, int] = {}

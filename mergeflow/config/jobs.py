@@ -1,0 +1,227 @@
+"""One job: from what Hydra composed to what is left behind."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from mergeflow.config import schema
+from mergeflow.config.assembly import ignored_by_an_assembly, to_assembly
+from mergeflow.config.convert import absolute, to_architecture, to_config, to_objective, to_pair, to_request
+from mergeflow.config.words import ignored_by_a_replay, misread_numbers
+from mergeflow.errors import MergeflowError, raise_all
+from mergeflow.objective import check, score
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from omegaconf import DictConfig
+
+    from mergeflow.interfaces import Executor
+    from mergeflow.merge import Result
+    from mergeflow.objective import Score
+    from mergeflow.plan.plan import Plan
+    from mergeflow.recipe.request import Request
+
+log = logging.getLogger(__name__)
+
+_here = Path(__file__).resolve().parent.parent
+CONF = next(place for place in (_here / "conf", _here.parent / "conf") if (place / "config.yaml").is_file())
+"""Beside the package in a checkout, inside it in a wheel."""
+
+
+class Outcome:
+    """What became of the jobs that Hydra has called; a sweep goes on after one that failed."""
+
+    code = 0
+    """The worst exit code."""
+    finished = 0
+    """How many jobs have all their outputs in place."""
+    begun = False
+    """Whether there was a job at all; until then whatever is raised is about what was typed."""
+    told: ClassVar[list[MergeflowError]] = []
+    """What was said already."""
+
+    @classmethod
+    def failed(cls, error: MergeflowError) -> None:
+        """A job has failed: say why, and remember."""
+        cls.code = max(cls.code, error.exit_code)
+        cls.told.append(error)
+        say(str(error))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A job that is planned."""
+
+    config: schema.Config
+    request: Request
+    plan: Plan
+
+
+def do(composed: DictConfig, hydra: Any) -> Score:
+    """What `main` does for a run. Returns what the objective says of the outputs, if there is one."""
+    config = read(composed, hydra)
+    if config.job is schema.Job.compare:
+        compare(config)
+        return None
+    if config.job is schema.Job.assemble:
+        return assemble(config)
+    job = open_job(config)
+    if config.job is schema.Job.plan:
+        show_plan(job.plan)
+        return None
+    raise_all(job.plan.problems)
+    from mergeflow.merge import run
+    from mergeflow.report.progress import MergeProgress
+
+    tell_notes(job.plan)
+    executor = executor_of(config, job.plan)
+    with MergeProgress(job.plan.bytes_read) as progress:
+        result = run(job.plan, executor, progress=progress)
+        Outcome.finished += 1
+    return finish(config, result, executor)
+
+
+def assemble(config: schema.Config) -> Score:
+    """Put a checkpoint together of parts. Returns what the objective says of it, if there is one."""
+    from mergeflow.merge import open_assembly, run
+    from mergeflow.report.progress import MergeProgress
+
+    plan = open_assembly(to_assembly(config))
+    raise_all(plan.problems)
+    executor = executor_of(config, plan)
+    with MergeProgress(plan.bytes_read, "copying") as progress:
+        result = run(plan, executor, progress=progress)
+        Outcome.finished += 1
+    return finish(config, result, executor)
+
+
+def read(composed: DictConfig, hydra: Any) -> schema.Config:
+    """What is asked for; raises all that is wrong with how it is written. `hydra` is Hydra's own part of the config."""
+    Outcome.begun = True
+    runtime = hydra.runtime
+    raise_all(misread_numbers(runtime.config_sources, runtime.choices, str(hydra.job.config_name)))
+    config = to_config(composed)
+    if hydra.mode == RunMode.MULTIRUN:
+        config.out = runtime.output_dir
+    if config.recipe.kind is schema.RecipeKind.file:
+        raise_all(ignored_by_a_replay(hydra.overrides.task))
+    if config.job is schema.Job.assemble:
+        raise_all(ignored_by_an_assembly(hydra.overrides.task))
+    return config
+
+
+def open_job(config: schema.Config) -> Opened:
+    """Plan a merge; what forbids it is in the plan."""
+    request = to_request(config)
+    if (objective := to_objective(config)) is not None:
+        check(objective)
+    if config.models.demo:
+        _make_demo(request.models.dir)
+    from mergeflow.merge import open_plan
+
+    return Opened(config, request, open_plan(request, progress=_hashing))
+
+
+def tell_notes(plan: Plan) -> None:
+    """What was tolerated or is odd, into the log."""
+    for note in plan.notes:
+        log.info("note: %s", note)
+
+
+def show_plan(plan: Plan) -> None:
+    """The plan as a page."""
+    from mergeflow.plan.explain import explain
+    from mergeflow.report.console import show
+
+    show(explain(plan))
+    if plan.problems:
+        Outcome.code = max(Outcome.code, 1)
+
+
+def finish(config: schema.Config, result: Result, executor: Executor) -> Score:
+    """Leave the manifest and the tables of a series, say what was made, and ask the objective about it."""
+    from mergeflow.report.console import show
+    from mergeflow.report.manifest import manifest, write_manifest
+    from mergeflow.report.series import write_series
+    from mergeflow.report.summary import summary
+
+    told, out = manifest(result, executor.name), absolute(config.out)
+    write_manifest(told, out)
+    show(summary(result))
+    if tables := write_series(result, out):
+        show(f"written {' and '.join(map(str, tables))}")
+    objective = to_objective(config)
+    if objective is None:
+        return None
+    says = score(objective, [output.path for output in result.plan.outputs])
+    show(f"the objective says {says}")
+    write_manifest(told | {"objective": says}, out)
+    return says
+
+
+def _hashing(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """The progress of reading whole files; none is shown where all are known already."""
+    from mergeflow.report.progress import MergeProgress
+
+    return MergeProgress(total, "hashing") if total else nullcontext(lambda _: None)
+
+
+def compare(config: schema.Config) -> None:
+    """Tell how two checkpoints differ: a table here, JSON and a picture in `out`."""
+    a, b = to_pair(config)
+    from mergeflow.compare.run import compare_pair, open_pair
+    from mergeflow.report.comparison import table
+    from mergeflow.report.comparison_json import to_json, write_json
+    from mergeflow.report.console import show
+    from mergeflow.report.progress import MergeProgress
+
+    pair = open_pair(a, b, to_architecture(config.arch))
+    with MergeProgress(pair.bytes_to_read, "comparing") as progress:
+        comparison = compare_pair(pair, progress=progress)
+    out = absolute(config.out)
+    written = [str(write_json(to_json(comparison), out))]
+    if find_spec("matplotlib") is None:
+        log.info("no picture was drawn; pip install 'mergeflow[plots]' draws one")
+    elif comparison.total.tensors:
+        from mergeflow.report.comparison_picture import draw
+
+        written.append(f"{out}/compare.png")
+        draw(comparison, written[-1])
+    show(table(comparison))
+    show(f"\nwritten {' and '.join(written)}")
+
+
+def executor_of(config: schema.Config, plan: Plan) -> Executor:
+    """Where a plan is carried out."""
+    wanted = config.executor
+    if wanted.kind is schema.ExecutorKind.local:
+        from mergeflow.execute.local import LocalExecutor
+
+        return LocalExecutor(plan.budget)
+    from mergeflow.execute.ray import EMBEDDED, RayExecutor, RayOptions
+
+    return RayExecutor(plan.budget, RayOptions(wanted.address or EMBEDDED))
+
+
+def _make_demo(directory: str) -> None:
+    """The demo models are SDXL-shaped, whatever architecture they are then looked at with."""
+    from mergeflow.demo import ensure_demo
+
+    sdxl = OmegaConf.merge(OmegaConf.structured(schema.Arch), OmegaConf.load(CONF / "arch" / "sdxl.yaml"))
+    ensure_demo(directory, to_architecture(cast("schema.Arch", OmegaConf.to_object(sdxl))))
+
+
+def say(text: str) -> None:
+    """Something for the person who typed, on stderr."""
+    sys.stderr.write(f"mergeflow: {text}\n")
