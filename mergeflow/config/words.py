@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from hydra.conf import ConfigSourceInfo
 
 _TEXTS = re.compile(
-    r"(?P<name>\+{0,2}(?:out|a|b|base|file|series\.(?:base|selection|target)|objective\.(?:command|target)|recipe\.(?:file|name)|models\.(?:dir|pattern|files\.[^=]+)"
-    r"|selection\.[^=]+|target\.[^=.]+\.file))=(?P<value>.+)",
+    r"(?P<name>\+{0,2}(?:out|a|b|base|file|series\.(?:base|selection|target)|objective\.(?:command|target)"
+    r"|recipe\.(?:file|name)|models\.(?:dir|pattern|files\.[^=]+)|selection\.[^=]+|target\.[^=.]+\.file))=(?P<value>.+)",
     re.DOTALL,
 )
 """Options whose values are text as it stands: paths and names of files, and lists of ids."""
@@ -82,6 +82,8 @@ def quote_texts(arguments: Sequence[str]) -> list[str]:
     """
     if {"-m", "--multirun"} & set(arguments):
         return [_quoted(argument) if argument.startswith(_ALWAYS_TEXT) else argument for argument in arguments]
+    if "job=assemble" in arguments:
+        arguments = [_as_part(argument) for argument in arguments]
     return [_in_braces(argument) or _quoted(argument) for argument in arguments]
 
 
