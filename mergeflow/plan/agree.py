@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from math import gcd, lcm
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mergeflow.interfaces import SHARES_LIMIT
 from mergeflow.plan.rules import as_the_web_ui_names
@@ -29,6 +29,15 @@ WHOLE = "whole"
 POSITION_IDS = "position_ids"
 
 
+class _Settled(NamedTuple):
+    """One part of a target."""
+
+    wanted: tuple[Wanted, ...]
+    asked: frozenset[str]
+    """The keys that it should have."""
+    findings: Findings
+
+
 class Agreement:
     """Settles the tensors of one target after the other, over the same checkpoints."""
 
@@ -42,6 +51,8 @@ class Agreement:
         self.architecture = architecture
         self.policies = policies
         self._reduced: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._settled: dict[tuple[object, ...], _Settled] = {}
+        self._nowhere: dict[str, list[str]] = {}
 
     def settle(self, target: Target) -> tuple[list[Wanted], Findings]:
         """Every tensor of `target`, and what was found on the way. Only headers are looked at."""
@@ -49,16 +60,27 @@ class Agreement:
         wanted: list[Wanted] = []
         asked: set[str] = set()
         for part in target.parts:
+            made = self._part(target, part)
+            wanted += made.wanted
+            asked |= made.asked
+            findings.add(made.findings)
+        self._surplus(target, asked, findings)
+        return wanted, findings
+
+    def _part(self, target: Target, part: Part) -> _Settled:
+        """One part of a target; those of a series have most parts in common, and each is settled once."""
+        shares = tuple(part.shares.items())
+        key = (part.component, shares, part.method, part.tree, part.rules, target.dtype, target.keys_from, target.base)
+        if key not in self._settled:
+            findings = Findings()
             tensors = self._means(target, part, findings)
             if part.tree is not None:
                 tensors = TreePart(self, target, part, part.tree, findings).settle()
-            for key, tensor in tensors:
-                asked.add(key)
-                if tensor is not None:
-                    wanted.append(tensor)
-        self._surplus(target, asked, findings)
-        findings.close()
-        return wanted, findings
+            every = list(tensors)
+            findings.close()
+            made = tuple(tensor for _, tensor in every if tensor is not None)
+            self._settled[key] = _Settled(made, frozenset(name for name, _ in every), findings)
+        return self._settled[key]
 
     def models(self, ids: Sequence[str], shares: Sequence[int] = ()) -> Models:
         """The models of a list, with equal shares unless told otherwise."""
@@ -171,7 +193,9 @@ class Agreement:
         """Keys that belong to no component, or that an open component leaves out of the output."""
         alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for id in dict.fromkeys(id for part in target.parts for id in part.shares):
-            extra = sorted(key for key in self._headers[id].keys() - asked if self._belongs_nowhere(key))
+            if id not in self._nowhere:
+                self._nowhere[id] = sorted(key for key in self._headers[id] if self._belongs_nowhere(key))
+            extra = [key for key in self._nowhere[id] if key not in asked]
             if extra:
                 alike[tuple(extra)].append(id)
         for keys, models in alike.items():

@@ -90,6 +90,11 @@ class Findings:
         """`model` stores a tensor in a way that forbids the merge."""
         self._refused[model, case.component, why].append(case.key)
 
+    def add(self, other: Findings) -> None:
+        """Take over what another has closed with."""
+        self.problems += other.problems
+        self.notes += other.notes
+
     def close(self) -> None:
         """Turn what was gathered into sentences: models that lack the same keys share one."""
         alike: dict[tuple[str, str, bool, tuple[str, ...]], list[str]] = defaultdict(list)

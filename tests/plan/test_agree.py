@@ -425,9 +425,9 @@ def test_all_problems_of_all_targets_are_told_together_each_once_with_the_target
     second = replace(SINGLE, name="other", file="other.safetensors", components={"image": PartRequest("some")})
     plan = planned(models, first, second, selections={"models": "a,b", "all": "a,c,d", "some": "a,b"})
     assert [problem.partition(";")[0] for problem in problems(plan)] == [
+        "[made, other] text: 1 tensor(s) not in b: text.w",
         "[made] image: the marker 'v_pred' is in c and not in a, d: models that predict v and models that predict "
         "epsilon must never be averaged",
-        "[made, other] text: 1 tensor(s) not in b: text.w",
         "[made] image: model d has 1 tensor(s) of another shape than most: 'image.w' is [5, 3], not [3, 5]",
     ]
     assert plan.notes == ("[made] 1 surplus tensor(s) in d: odd; ignored",)
