@@ -8,12 +8,17 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 from safetensors import safe_open
 
+from tests.byhand.tree import balanced, merge_tree
 from tests.recipe.webui.simulator import Checkpoint, File, WebUI
+
+if TYPE_CHECKING:
+    from tests.byhand.floats import Scalars
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 120
@@ -81,6 +86,27 @@ def test_the_metadata_of_x39a_gives_the_tensors_that_its_config_gives(
     }
 
 
+@pytest.mark.parametrize("scalars", ["opmath", "half"])
+def test_x39a_is_what_39_merges_of_files_by_hand_make(demo_dir: Path, tmp_path: Path, scalars: Scalars) -> None:
+    order = [*range(1, 4), 41, *range(5, 35), 36, 42, *range(37, 41)]
+    files = {path.name[2:4]: path for path in demo_dir.glob("_x*.safetensors")}
+    paths = [files[f"{number:02}"] for number in order]
+    assert len(paths) == 40
+    by_hand = merge_tree(
+        paths,
+        balanced(40),
+        tmp_path,
+        tmp_path / "hand.safetensors",
+        bake_vae=files["25"],
+        bake="below",
+        scalars=scalars,
+    )
+    method = {"opmath": "pairwise", "half": "pairwise_torch20"}[scalars]
+    done = launch(f"models.dir={demo_dir}", f"out={tmp_path}", "recipe=x39a", f"method={method}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert tensors(tmp_path / "x39a.safetensors") == tensors(hand)
+
+
 def test_what_a_recorded_tree_lacks_is_told_all_at_once(recorded: Path, demo_dir: Path, tmp_path: Path) -> None:
     some = tmp_path / "some"
     some.mkdir()
@@ -94,6 +120,8 @@ def test_what_a_recorded_tree_lacks_is_told_all_at_once(recorded: Path, demo_dir
         assert missing in done.stderr
 
 
-def tensors(path: Path) -> dict[str, bytes]:
-    with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key).numpy().tobytes() for key in file.keys()}  # noqa: SIM118
+def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
+    """Dtype and bytes of every tensor."""
+    with safe_open(path, framework="np") as file:
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return {key: (str(array.dtype), array.tobytes()) for key, array in arrays.items()}
