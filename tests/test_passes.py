@@ -20,7 +20,7 @@ from tests.fakes import CountingStore, merged, overlaps
 from tests.models import request, toy_models, toy_request, write_models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from mergeflow.execute.shard import Job
     from mergeflow.interfaces import Receipt, Store
@@ -167,7 +167,7 @@ def test_a_job_is_given_up_before_its_draft_was_opened_by_a_worker(broken: Path,
         name = "slow"
         startup_seconds = 0.0
 
-        def map(self, job: Job, shards: Sequence[int]) -> Iterator[Receipt]:
+        def map(self, job: Job, shards: Sequence[int]) -> Generator[Receipt, None, None]:
             for shard in shards:  # with a worker of its own, as on many machines
                 yield from LocalExecutor(BUDGET).map(job, [shard])
 

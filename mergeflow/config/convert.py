@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from mergeflow.recipe.request import Recorded
+    from mergeflow.recipe.selection import Written
 
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -250,11 +251,13 @@ def _target(name: str, target: schema.Target) -> TargetRequest:
     )
 
 
-def _plain(name: str, written: Any) -> str | list[object]:
+def _plain(name: str, written: Any) -> Written:
     if isinstance(written, str):
         return written
+    if isinstance(written, dict):
+        return {str(id): on for id, on in written.items()}
     if isinstance(written, bool) or not isinstance(written, int | list):
-        raise ConfigError(f"selection.{name} is {written!r}; write a text such as '05,11', or a list of ids")
+        raise ConfigError(f"selection.{name} is {written!r}; write a text such as '05,11', a list of ids, or {{id: true}}")
     return [written] if isinstance(written, int) else cast("list[object]", written)
 
 

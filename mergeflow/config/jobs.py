@@ -98,6 +98,8 @@ def assemble(config: schema.Config) -> Score:
     from mergeflow.report.progress import MergeProgress
 
     plan = open_assembly(to_assembly(config))
+    if (objective := to_objective(config)) is not None:
+        check(objective)
     raise_all(plan.problems)
     executor = executor_of(config, plan)
     with MergeProgress(plan.bytes_read, "copying") as progress:

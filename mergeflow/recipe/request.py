@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mergeflow.recipe.architecture import Architecture
     from mergeflow.recipe.modelset import ModelSet
     from mergeflow.recipe.recorded import Merge
+    from mergeflow.recipe.selection import Written
     from mergeflow.recipe.tree import Tree
 
 Missing = Literal["error", "skip", "base"]
@@ -156,7 +157,7 @@ class Request:
 
     models: ModelSource
     architecture: Architecture
-    selections: Mapping[str, str | Sequence[object]]
+    selections: Mapping[str, Written]
     targets: tuple[TargetRequest, ...]
     method: str
     dtype: str

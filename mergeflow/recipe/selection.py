@@ -1,28 +1,31 @@
-"""Selections as people write them: `--,--,05,--,11=2`, a list, `all`, `all but 03,10`.
+"""Selections as people write them: `--,--,05,--,11=2`, a list, `all`, `all but 03,10=-2`, `{05: true, 11: false}`.
 
 `--` (or more dashes) holds the place of a model that is not selected. `=14` at the end is the count that the
-writer had in mind, and is checked.
+writer had in mind, and is checked; after `all but`, `=-2` is how many are left out. In a mapping each model is
+selected or not by a switch of its own, which a sweep can turn.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from mergeflow.errors import MergeflowError, SelectionError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mergeflow.recipe.modelset import ModelSet
 
+Written: TypeAlias = str | Sequence[object] | Mapping[str, object]
+"""A selection before it is read."""
+
 _PLACEHOLDER = re.compile(r"-{2,}")
-_COUNT = re.compile(r"(?P<rest>.*)=\s*(?P<count>[0-9]{1,9})", re.DOTALL)
+_COUNT = re.compile(r"(?P<rest>.*)=\s*(?P<count>-?[0-9]{1,9})", re.DOTALL)
 _ALL_BUT = re.compile(r"all\s+but\b", re.IGNORECASE)
 
 
-def parse_selection(name: str, written: str | Sequence[object], models: ModelSet) -> tuple[str, ...]:
+def parse_selection(name: str, written: Written, models: ModelSet) -> tuple[str, ...]:
     """The ids that `written` selects, in its order and as the model set spells them.
 
     `name` is what the list is called in messages. Raises one `SelectionError` that shows the list and says
@@ -32,11 +35,17 @@ def parse_selection(name: str, written: str | Sequence[object], models: ModelSet
     if isinstance(written, str):
         shown = written.strip()
         ids, count = reading.from_text(shown)
+    elif isinstance(written, Mapping):
+        shown = ", ".join(f"{id}: {str(on).lower()}" for id, on in written.items())
+        ids, count = reading.from_switches(written), None
     else:
         shown = ", ".join(str(item) for item in written)
         ids, count = reading.from_list(written)
     problems = reading.problems
-    if count is not None and count != len(ids):
+    if count is not None and count < 0 and reading.excepted is not None:
+        if -count != reading.excepted:
+            problems.append(f"it says ={count}, but leaves out {reading.excepted}")
+    elif count is not None and count != len(ids):
         problems.append(f"it says ={count}, but selects {len(ids)}")
     elif not ids and not problems:
         problems.append("it selects no model")
@@ -51,6 +60,8 @@ class _Reading:
     def __init__(self, models: ModelSet) -> None:
         self.models = models
         self.problems: list[str] = []
+        self.excepted: int | None = None
+        """How many entries stand after `all but`, if it is there."""
 
     def from_text(self, written: str) -> tuple[list[str], int | None]:
         """The ids in a text, and the count that it ends with."""
@@ -78,6 +89,14 @@ class _Reading:
             items.pop()
         return self._ids(items), count
 
+    def from_switches(self, written: Mapping[str, object]) -> list[str]:
+        """The ids that are `true`; those that are not must exist as well."""
+        for id, on in written.items():
+            if not isinstance(on, bool):
+                self.problems.append(f"'{id}' is {on!r}; write true or false")
+        known = dict(zip(written, self._ids(list(written)), strict=False))
+        return [id for item, id in known.items() if written[item] is True]
+
     def _counted(self, item: str) -> tuple[str, int | None]:
         """What stands before `=14`, and the 14, unless all of it is an id."""
         counted = _COUNT.fullmatch(item.strip())
@@ -88,7 +107,9 @@ class _Reading:
     def _all_but(self, items: Sequence[str]) -> list[str]:
         """All checkpoints, without those that are listed; a composite stands for its members."""
         left_out: set[str] = set()
-        for id in self._ids(items):
+        listed = self._ids(items)
+        self.excepted = len(listed)
+        for id in listed:
             try:
                 left_out.update(self.models.members(id))
             except MergeflowError as error:

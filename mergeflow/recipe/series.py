@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from mergeflow.recipe.modelset import ModelSet
     from mergeflow.recipe.request import Request, SeriesRequest
+    from mergeflow.recipe.selection import Written
 
 SUFFIX = ".safetensors"
+ALL = "all"
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 """What some file system does not take in a name."""
 
@@ -31,7 +33,7 @@ def expanded(request: Request, models: ModelSet) -> Request:
     return request if request.series is None else _Expansion(request, request.series, models).run()
 
 
-def written_list(where: str, name: str, lists: Mapping[str, str | Sequence[object]]) -> str | Sequence[object]:
+def written_list(where: str, name: str, lists: Mapping[str, Written]) -> Written:
     """The selection called `name`, as it is written; raises `ConfigError` that says `where` it is named."""
     if name in lists:
         return lists[name]
@@ -108,10 +110,12 @@ class _Expansion:
         return TargetRequest(id, _stem(_name(self._models.paths[id])) + SUFFIX, components=parts)
 
     def _tried(self) -> tuple[str, ...] | None:
-        """What `series.selection` lists, if it is given."""
+        """What `series.selection` lists, if it is given; `all` needs no list."""
         name = self._series.selection
         if name is None:
             return None
+        if name == ALL and name not in self._request.selections:
+            return tuple(self._models.paths)
         return parse_selection(name, written_list("series.selection", name, self._request.selections), self._models)
 
     def _varied(self, base: TargetRequest, tried: tuple[str, ...] | None) -> list[str]:
@@ -120,9 +124,7 @@ class _Expansion:
         every = list(dict.fromkeys(id for entries in lists.values() for id in entries))
         if series.kind == "swap":
             found = every if tried is None else list(tried)
-            remedy = (
-                f"no component of target '{base.name}' among them has a list of its own; give series.selection=NAME"
-            )
+            remedy = f"target '{base.name}' has no list of them; say which models are tried: series.selection=NAME"
         elif series.kind == "leave_one_out":
             found = every if tried is None else [id for id in every if id in tried]
             remedy = f"series.selection={series.selection} has none of the models that are in the list"
@@ -145,9 +147,7 @@ class _Expansion:
                 written = written_list(where, part.selection, self._request.selections)
                 lists[component] = parse_selection(part.selection, written, self._models)
             elif self._series.kind != "swap":
-                problems.append(
-                    ConfigError(f"{where} is one model, not a list, so series={self._series.kind} needs another")
-                )
+                problems.append(ConfigError(f"{where} is one model, and series={self._series.kind} varies a list"))
         if self._series.kind == "leave_one_out":
             problems += [
                 ConfigError(f"target '{base.name}', {component} is of one model alone, and nothing is left without it")

@@ -92,15 +92,8 @@ def test_x39a_is_what_39_merges_of_files_by_hand_make(demo_dir: Path, tmp_path: 
     files = {path.name[2:4]: path for path in demo_dir.glob("_x*.safetensors")}
     paths = [files[f"{number:02}"] for number in order]
     assert len(paths) == 40
-    by_hand = merge_tree(
-        paths,
-        balanced(40),
-        tmp_path,
-        tmp_path / "hand.safetensors",
-        bake_vae=files["25"],
-        bake="below",
-        scalars=scalars,
-    )
+    hand = tmp_path / "hand.safetensors"
+    merge_tree(paths, balanced(40), tmp_path, hand, bake_vae=files["25"], bake="below", scalars=scalars)
     method = {"opmath": "pairwise", "half": "pairwise_torch20"}[scalars]
     done = launch(f"models.dir={demo_dir}", f"out={tmp_path}", "recipe=x39a", f"method={method}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
 
+from mergeflow.errors import ObjectiveError
 from tests.launch.test_cli import PATIENCE_SECONDS, _wait_for, command
 from tests.models import write_models
 
@@ -311,3 +313,75 @@ def test_an_interrupted_pass_leaves_no_draft_and_no_output(demo_dir: Path, tmp_p
     assert "Traceback" not in errors
     assert drafts(tmp_path / "out") == []
     assert files(tmp_path / "out") == {}
+
+
+# --- objectives -----------------------------------------------------------------------------------------------------
+
+
+class Scores(Callback):
+    """Collects what the jobs return."""
+
+    values: list[Any] = []  # noqa: RUF012
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        self.values.append(job_return._return_value)
+
+
+SCORES = "+hydra.callbacks.scores._target_=tests.launch.test_sweep.Scores"
+
+
+def first_value(path: str) -> float:
+    """A score: the first value of the output."""
+    return float(load_file(path)["x"][0])
+
+
+@pytest.mark.parametrize("launcher", ["shared_scan", "basic"])
+def test_every_job_returns_what_the_objective_says(launcher: str, call: Call, words: list[str]) -> None:
+    Scores.values.clear()
+    target = "objective.target=tests.launch.test_sweep.first_value"
+    done = call(
+        *("-m", *words, alternatives("1", "2", "3"), "objective=python", target, SCORES, f"hydra/launcher={launcher}")
+    )
+    assert done.code == 0, done.err
+    assert Scores.values == [first_value(f"out/{job}/{FILE}") for job in range(3)]
+    for job, value in enumerate(Scores.values):
+        assert manifest_of(job)["objective"] == value
+        assert f"the objective says {value}\n" in done.out
+
+
+def test_several_targets_have_a_number_each(call: Call, words: list[str]) -> None:
+    Scores.values.clear()
+    two = "+target={other: {file: other.safetensors, selection: others}}"
+    lists = ["+selection.others='2'", alternatives("1", "3"), two]
+    done = call("-m", *words, *lists, "objective=command", "objective.command=wc -c < {file}", SCORES)
+    assert done.code == 1  # there is no shell in between, and wc is given two files
+    assert "wc: '<'" in done.err
+    done = call("-m", *words, *lists, "out=more", "objective=command", "objective.command=stat -c %s {file}", SCORES)
+    assert done.code == 0, done.err
+    sizes = tuple(float(Path("more/0", name).stat().st_size) for name in (FILE, "other.safetensors"))
+    assert Scores.values[2:] == [sizes, sizes]
+
+
+def test_a_score_that_fails_is_its_jobs_own_matter(call: Call, words: list[str]) -> None:
+    Scores.values.clear()
+    Path("score").write_text('#!/bin/sh\necho "looking at $1"\ncase "$1" in */1/*) exit 3;; esac\necho 0.5\n')
+    Path("score").chmod(0o755)
+    command = ["objective=command", "objective.command=./score {file}"]
+    done = call("-m", *words, alternatives("1,2", "1,3", "1,4"), *command, SCORES)
+    assert done.code == 1
+    assert [Scores.values[0], Scores.values[2]] == [0.5, 0.5]
+    assert isinstance(Scores.values[1], ObjectiveError)
+    assert "ended with 3" in log_of(1)
+    assert "looking at" in log_of(1)
+    assert "objective" not in log_of(0).replace("objective=", "").replace("objective.command=", "")
+    assert len(files(Path("out"))) == 3
+
+
+def test_a_score_that_cannot_be_asked_is_refused_before_anything_is_read(call: Call, words: list[str]) -> None:
+    done = call("-m", *words, alternatives("1,2"), "objective=python", "objective.target=nowhere.score")
+    assert done.code == 2
+    assert "objective.target=nowhere.score cannot be found" in done.err
+    assert files(Path("out")) == {}
+    done = call(*words, "objective=command", "objective.command=./score {file}")
+    assert done.code == 2
+    assert "there is no program ./score that can be run" in done.err
