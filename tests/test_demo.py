@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from mergeflow.demo import DEMO_MODELS, Variant, collection, ensure_demo, values
+from mergeflow.demo import DEMO_MODELS, Variant, collection, demo_models, ensure_demo, values
 from mergeflow.demo.generate import layout_of, synthesize
 from mergeflow.errors import ConfigError, StorageError
 from mergeflow.formats.safetensors import Safetensors
@@ -231,13 +231,41 @@ def test_names_are_as_awkward_as_real_ones() -> None:
     assert not any("/" in name or name.startswith(".") for name in names)
 
 
+def test_more_models_are_the_same_44_and_others_after_them() -> None:
+    most = demo_models(70)
+    assert demo_models(44) is DEMO_MODELS
+    assert demo_models(50) == most[:50]
+    assert [model.id for model in most] == [f"{number:02}" for number in range(1, 71)]
+    assert len({model.filename for model in most}) == len({model.variant.tune for model in most[44:]}) + 44 == 70
+    changed = [model.id for model, other in zip(DEMO_MODELS, most, strict=False) if model != other]
+    assert changed == ["35"], "which later rounds merge"
+    assert not most[34].variant.markers
+
+
+@pytest.mark.parametrize("count", [0, 43, 71])
+def test_a_set_of_another_size_is_refused(count: int) -> None:
+    with pytest.raises(ConfigError, match=f"models.count={count} is not from 44 to 70"):
+        demo_models(count)
+
+
+def test_a_larger_set_is_made_and_one_of_another_size_is_not_made_beside_it(tmp_path: Path) -> None:
+    assert ensure_demo(tmp_path, TOY, count=45)
+    assert not ensure_demo(tmp_path, TOY, count=45)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 45
+    with pytest.raises(StorageError, match=r"holds a demo model set of another size \(.* are not in one of 44\)"):
+        ensure_demo(tmp_path, TOY)
+    with pytest.raises(StorageError, match=r"choose another models\.dir or models\.count"):
+        ensure_demo(tmp_path, TOY)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 45
+
+
 # --- how the set is kept ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def set_of_three(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Only the first three models, for tests that make the set again; their names."""
-    monkeypatch.setattr(collection, "DEMO_MODELS", DEMO_MODELS[:3])
+    monkeypatch.setattr(collection, "demo_models", lambda _: DEMO_MODELS[:3])
     return [model.filename for model in DEMO_MODELS[:3]]
 
 

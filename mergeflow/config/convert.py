@@ -74,6 +74,8 @@ def to_request(config: schema.Config) -> Request:
         problems.append(error)
     if not config.models.dir and not config.models.files:
         problems.append(ConfigError("there are no models: give models.dir=DIR, or models.files"))
+    if not config.models.demo and config.models.count != schema.Models.count:
+        problems.append(ConfigError("models.count is the size of the demo set; with other models it has no effect"))
     problems += _without_effect(config.method)
     problems += _recipe_problems(config)
     problems += series_problems(config.series)
@@ -254,10 +256,10 @@ def _target(name: str, target: schema.Target) -> TargetRequest:
 def _plain(name: str, written: Any) -> Written:
     if isinstance(written, str):
         return written
-    if isinstance(written, dict):
+    if isinstance(written, dict) and all(isinstance(on, bool) for on in written.values()):
         return {str(id): on for id, on in written.items()}
     if isinstance(written, bool) or not isinstance(written, int | list):
-        raise ConfigError(f"selection.{name} is {written!r}; write a text such as '05,11', a list of ids, or {{id: true}}")
+        raise ConfigError(f"selection.{name} is {written!r}; write a text such as '05,11', a list, or {{id: true}}")
     return [written] if isinstance(written, int) else cast("list[object]", written)
 
 

@@ -129,7 +129,7 @@ def open_job(config: schema.Config) -> Opened:
     if (objective := to_objective(config)) is not None:
         check(objective)
     if config.models.demo:
-        _make_demo(request.models.dir)
+        _make_demo(request.models.dir, config.models.count)
     from mergeflow.merge import open_plan
 
     return Opened(config, request, open_plan(request, progress=_hashing))
@@ -216,12 +216,12 @@ def executor_of(config: schema.Config, plan: Plan) -> Executor:
     return RayExecutor(plan.budget, RayOptions(wanted.address or EMBEDDED))
 
 
-def _make_demo(directory: str) -> None:
+def _make_demo(directory: str, count: int) -> None:
     """The demo models are SDXL-shaped, whatever architecture they are then looked at with."""
     from mergeflow.demo import ensure_demo
 
     sdxl = OmegaConf.merge(OmegaConf.structured(schema.Arch), OmegaConf.load(CONF / "arch" / "sdxl.yaml"))
-    ensure_demo(directory, to_architecture(cast("schema.Arch", OmegaConf.to_object(sdxl))))
+    ensure_demo(directory, to_architecture(cast("schema.Arch", OmegaConf.to_object(sdxl))), count=count)
 
 
 def say(text: str) -> None:

@@ -81,6 +81,8 @@ class Models:
     composites: dict[str, list[str]] = field(default_factory=dict)
     demo: bool = False
     """Whether the demo set is to be made in `dir` when it is not there."""
+    count: int = 44
+    """How many models the demo set has."""
 
 
 @dataclass

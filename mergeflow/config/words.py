@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _TEXTS = re.compile(
     r"(?P<name>\+{0,2}(?:out|a|b|base|file|series\.(?:base|selection|target)|objective\.(?:command|target)"
-    r"|recipe\.(?:file|name)|models\.(?:dir|pattern|files\.[^=]+)|selection\.[^=]+|target\.[^=.]+\.file))=(?P<value>.+)",
+    r"|recipe\.(?:file|name)|models\.(?:dir|pattern|files\.[^=]+)|selection\.[^=.]+|target\.[^=.]+\.file))=(?P<value>.+)",
     re.DOTALL,
 )
 """Options whose values are text as it stands: paths and names of files, and lists of ids."""

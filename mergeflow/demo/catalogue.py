@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mergeflow.errors import ConfigError
 from mergeflow.tensors import Dtype
 
 if TYPE_CHECKING:
@@ -68,6 +69,15 @@ NAMES = (
     "deep meadow", "tawny-anchor", "birch-halo", "satin-quarry",
 )  # fmt: skip
 """What stands after the number in each file's name; 01 is the first."""
+LATER_NAMES = (
+    "opal-ferry", "quince-lamp", "harrow blue", "mica-garden", "nettle-song",
+    "fallow-star", "thimble-sea", "russet-arch", "zinc-plover", "meadow-zero",
+    "juniper-key", "salt-marsh (v2)", "orchid-static", "cinder-lake", "plume-theory",
+    "barley-moth", "vellum-sky", "tundra-rose", "kelp-lantern", "aster-gate",
+    "sorrel-drift", "inkwell-fox", "prairie-bell", "larch-echo", "wren-harvest",
+    "mist-foundry",
+)  # fmt: skip
+"""Those that came with later rounds; 45 is the first."""
 
 NODES = {"4": {"class_type": "CheckpointSave", "inputs": {"filename_prefix": "checkpoints/velvet-harbor"}}}
 MERGE = {
@@ -132,8 +142,24 @@ ODD = {
 """The checkpoints that are not simply fp16 fine-tunes."""
 
 
-DEMO_MODELS = tuple(
-    DemoModel(f"{number:02}", f"_x{number:02}-{name}.safetensors", ODD.get(number) or _usual(number))
-    for number, name in enumerate(NAMES, start=1)
-)
+def _model(number: int, name: str, variant: Variant | None = None) -> DemoModel:
+    return DemoModel(f"{number:02}", f"_x{number:02}-{name}.safetensors", variant or ODD.get(number) or _usual(number))
+
+
+DEMO_MODELS = tuple(_model(number, name) for number, name in enumerate(NAMES, start=1))
 """The 44 checkpoints."""
+MOST_MODELS = len(NAMES) + len(LATER_NAMES)
+
+
+def demo_models(count: int) -> tuple[DemoModel, ...]:
+    """The first `count` checkpoints. Where there are more than 44, 35 is one that has left v-prediction behind.
+
+    Later rounds merge its UNet with the others, which could not be done with that of Round 1.
+    """
+    if not len(DEMO_MODELS) <= count <= MOST_MODELS:
+        raise ConfigError(f"models.count={count} is not from {len(DEMO_MODELS)} to {MOST_MODELS}")
+    if count == len(DEMO_MODELS):
+        return DEMO_MODELS
+    later = [_model(number, name) for number, name in enumerate(LATER_NAMES, start=len(NAMES) + 1)]
+    changed = {35: _model(35, f"{NAMES[34]} eps", _usual(35))}
+    return tuple(changed.get(number, model) for number, model in enumerate([*DEMO_MODELS, *later][:count], start=1))

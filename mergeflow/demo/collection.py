@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mergeflow.demo.catalogue import DEMO_MODELS, SEED
+from mergeflow.demo.catalogue import DEMO_MODELS, MOST_MODELS, SEED, demo_models
 from mergeflow.errors import StorageError
 from mergeflow.storage.local import DRAFT_SUFFIX, LocalStore
 from mergeflow.tensors import si_bytes, some
@@ -48,26 +48,34 @@ class Entry(NamedTuple):
 
 
 def ensure_demo(
-    directory: Path | str, architecture: Architecture, *, progress: Progress | None = None, workers: int = 0
+    directory: Path | str,
+    architecture: Architecture,
+    *,
+    count: int = len(DEMO_MODELS),
+    progress: Progress | None = None,
+    workers: int = 0,
 ) -> bool:
     """Make what is missing or damaged of the demo model set, and say whether anything was.
 
     Args:
         directory: Where the set lies. One that holds other files, but no demo set, is refused: it is somebody's own.
         architecture: SDXL at full size.
+        count: How many models it has. A directory that holds the files of more is refused.
         progress: Told after every model; without it, a bar is drawn on stderr if that is a terminal.
         workers: How many models are made at once; 0 is as many as help.
     """
     directory = Path(directory)
-    stamp = _stamp(architecture)
-    _refuse_to_join_others(directory)
+    models = demo_models(count)
+    stamp = _stamp(architecture, models)
+    _refuse_to_join_others(directory, models)
     recorded = _read_index(directory / INDEX, stamp)
-    checked = ((model.filename, _checked(directory, model.filename, recorded)) for model in DEMO_MODELS)
+    checked = ((model.filename, _checked(directory, model.filename, recorded)) for model in models)
     intact = {name: entry for name, entry in checked if entry is not None}
-    damaged = [model for model in DEMO_MODELS if model.filename not in intact]
+    damaged = [model for model in models if model.filename not in intact]
     try:
         if damaged:
-            _make(directory, architecture, damaged, intact, progress, workers or min(MOST_WORKERS, os.cpu_count() or 1))
+            workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
+            _make(directory, architecture, damaged, intact, progress, workers, len(models))
     finally:
         if intact != recorded:
             # Without an index, models are made once more than needed; that is no reason to fail.
@@ -76,11 +84,19 @@ def ensure_demo(
     return bool(damaged)
 
 
-def _refuse_to_join_others(directory: Path) -> None:
+def _refuse_to_join_others(directory: Path, models: Sequence[DemoModel]) -> None:
     """Somebody who names a folder of their own and no `models=` must not find 44 files more in it."""
-    if (directory / INDEX).exists() or not directory.is_dir():
+    if not directory.is_dir():
         return
-    ours = {model.filename for model in DEMO_MODELS}
+    ours = {model.filename for model in models}
+    if (directory / INDEX).exists():
+        known = {model.filename for model in (*DEMO_MODELS, *demo_models(MOST_MODELS))}
+        if others := sorted(name for name in known - ours if (directory / name).exists()):
+            raise StorageError(
+                f"{directory} holds a demo model set of another size ({some(others, 2)} are not in one of "
+                f"{len(models)}); choose another models.dir or models.count"
+            )
+        return
     others = sorted(path.name for path in directory.iterdir() if path.name.removesuffix(DRAFT_SUFFIX) not in ours)
     if others:
         raise StorageError(
@@ -96,6 +112,7 @@ def _make(
     entries: dict[str, Entry],
     progress: Progress | None,
     workers: int,
+    count: int,
 ) -> None:
     """Make `models`, and enter each as soon as it is there."""
     # Here, because an intact set needs none of what the generator stands on.
@@ -110,8 +127,7 @@ def _make(
         stat = LocalStore().stat(str(path))
         return model.filename, Entry(stat.size, stat.mtime_ns, sha256)
 
-    whole = len(models) == len(DEMO_MODELS)
-    which = f"{len(models)} models" if whole else f"{len(models)} of its {len(DEMO_MODELS)} models"
+    which = f"{len(models)} models" if len(models) == count else f"{len(models)} of its {count} models"
     size = si_bytes(sum(layout.size for layout in layouts))
     with (
         _shown(progress, f"Making the demo model set in {directory} ({which}, {size})") as report,
@@ -160,10 +176,10 @@ def _checked(directory: Path, name: str, recorded: Mapping[str, Entry]) -> Entry
     return entry._replace(mtime_ns=stat.mtime_ns) if same else None
 
 
-def _stamp(architecture: Architecture) -> str:
+def _stamp(architecture: Architecture, models: Sequence[DemoModel]) -> str:
     """What every byte of the set depends on, in short."""
     keys = [(component.name, *component.keys.items()) for component in architecture.components.values()]
-    return hashlib.sha256(repr((VERSION, SEED, DIVISOR, keys, DEMO_MODELS)).encode()).hexdigest()
+    return hashlib.sha256(repr((VERSION, SEED, DIVISOR, keys, tuple(models))).encode()).hexdigest()
 
 
 def _read_index(path: Path, stamp: str) -> dict[str, Entry]:

@@ -87,12 +87,12 @@ def _parts(layout: Layout, architecture: Architecture, variant: Variant, seed: i
         for key, info in run:
             spec = keys.get(key)
             reach = 0 if architecture.component_of(key) in variant.original else variant.reach
-            centre, scale = _character(key, info.shape)
+            centre, scale = character(key, info.shape)
             slots.append(Slot(key, info.elements, centre, scale, reach, spec is not None and spec.integer))
         yield from tiles(slots, dtype, variant.tune, seed)
 
 
-def _character(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
+def character(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
     """Centre and scale of a tensor's values, much as trained models have them; a scale of 2**-24 spreads by 0.04."""
     if not shape:
         return LOG_100, 2.0**-24

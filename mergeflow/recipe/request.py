@@ -9,7 +9,7 @@ from mergeflow.recipe.shapes import TreeOptions
 from mergeflow.recipe.tree import Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from fractions import Fraction
 
     from mergeflow.recipe.architecture import Architecture

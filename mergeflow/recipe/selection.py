@@ -94,8 +94,8 @@ class _Reading:
         for id, on in written.items():
             if not isinstance(on, bool):
                 self.problems.append(f"'{id}' is {on!r}; write true or false")
-        known = dict(zip(written, self._ids(list(written)), strict=False))
-        return [id for item, id in known.items() if written[item] is True]
+        self._ids(list(written))
+        return [self.models.find(item) for item, on in written.items() if on is True and item in self.models]
 
     def _counted(self, item: str) -> tuple[str, int | None]:
         """What stands before `=14`, and the 14, unless all of it is an id."""

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 OPTIONS = [file.relative_to(CONF) for file in sorted(CONF.rglob("*.yaml")) if file.parent != CONF]
-GROUPS = ("models", "arch", "selection", "target", "method", "executor", "objective", "keys", "recipe", "experiment")
+GROUPS = (
+    *("models", "arch", "selection", "target", "series", "method", "executor"),
+    *("objective", "keys", "recipe", "experiment"),
+)
 PATHS = {
     "models/folder": ["models.dir=/data"],
     "models/round1": ["models.dir=/data"],
@@ -39,6 +42,9 @@ PATHS = {
     "keys/webui": ["method=pairwise"],
     "objective/command": ["objective.command='./score {file}'"],
     "objective/python": ["objective.target=package.module.function"],
+    "series/swap": ["series.components=[te0]"],
+    "series/leave_one_out": ["series.components=te0"],
+    "series/add_one": ["series.components=te0"],
     "recipe/file": ["recipe.file=/data/a.safetensors"],
     "recipe/webui": ["recipe.file=/data/a.json"],
 }
@@ -106,8 +112,9 @@ def test_the_config_says_every_option_of_its_own_with_the_value_that_the_schema_
     assert loaded("keys/strict") == {name: choice.value for name, choice in vars(schema.Keys()).items()}
     assert config["nonfinite"] == schema.Config().nonfinite.value
     assert config["job"] == schema.Config().job.value
-    for name in ("overwrite", "hashes", "position_ids", "a", "b"):
+    for name in ("overwrite", "hashes", "position_ids", "a", "b", "base", "file"):
         assert config[name] is vars(schema.Config())[name]
+    assert config["parts"] == schema.Config().parts
 
 
 def test_every_way_to_choose_keys_says_every_option_of_them() -> None:
@@ -125,6 +132,14 @@ def test_the_method_says_every_option_of_a_tree_with_the_value_that_the_schema_h
 def test_a_recipe_says_every_option_that_it_honours(name: str) -> None:
     said = loaded(f"recipe/{name}")["recipe"]
     assert said.keys() == HONOURED[schema.RecipeKind(said["kind"])]
+
+
+@pytest.mark.parametrize("name", ["swap", "leave_one_out", "add_one"])
+def test_a_series_says_every_option_that_it_honours_with_the_value_that_the_schema_has(name: str) -> None:
+    said = loaded(f"series/{name}")
+    usual = vars(schema.Series()) | {"kind": schema.SeriesKind(name)}
+    assert said == {option: getattr(usual[option], "value", usual[option]) for option in said}
+    assert usual.keys() - said.keys() == (set() if name == "swap" else {"base"})
 
 
 @pytest.mark.parametrize("name", ["local", "ray", "cluster"])
@@ -205,6 +220,8 @@ def test_the_choices_are_those_that_the_rest_of_the_program_knows() -> None:
         (schema.KeyRule, get_args(words.Keys)),
         (schema.PositionIds, get_args(words.PositionIds)),
         (schema.MethodName, (words.UNIFORM, words.PAIRWISE)),
+        (schema.SeriesKind, ("none", *get_args(words.SeriesKind))),
+        (schema.SeriesWrite, get_args(words.SeriesWrite)),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -132,6 +132,13 @@ def test_commas_separate_alternatives_where_several_runs_are_asked_for(flag: str
     assert quote_texts(typed) == typed
 
 
+def test_a_command_is_one_text_even_there() -> None:
+    typed = ["-m", "objective.command=./score --by a,b {file}", "selection.te0=05,11"]
+    assert quote_texts(typed) == ["-m", 'objective.command="./score --by a,b {file}"', "selection.te0=05,11"]
+    quoted = ["-m", "objective.command='./score {file}'"]
+    assert quote_texts(quoted) == quoted
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 @example("\\")
 @example('\\"')
@@ -232,7 +239,7 @@ MISTAKES = {
     "recipe=x39": "recipe has no option 'x39'; did you mean 'x39a'? (there is file, webui, x39a)",
     "keys=web": "keys has no option 'web'; did you mean 'webui'? (there is strict, webui)",
     "executor=lcoal": "executor has no option 'lcoal'; did you mean 'local'? (there is cluster, local, ray)",
-    "experiment=x": "experiment has no option 'x' (there is round1)",
+    "experiment=x": "experiment has no option 'x' (there is round1, select_by_score)",
     "target=[x17,x11]": "target has no option 'x11'; did you mean 'x11c'? (there is recorded, single, x11c, x17)",
     # values
     "method.bake=all": "method.bake: Invalid value 'all', expected one of [none, every, top]",
@@ -306,7 +313,8 @@ def test_an_option_of_ones_own_directory_is_listed_with_the_others(compose: Comp
     with pytest.raises(HydraException) as caught:
         compose("selection=mien", own=own)
     assert str(in_plain_words(caught.value)) == (
-        "selection has no option 'mien'; did you mean 'mine'? (there is all, mine, round1, round1_first)"
+        "selection has no option 'mien'; did you mean 'mine'? (there is all, mine, round1, round1_first, round2, "
+        "round4)"
     )
 
 

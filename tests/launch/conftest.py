@@ -81,3 +81,11 @@ def words(small: Path) -> list[str]:
         *("models=folder", f"models.dir={small}", "arch=any", "selection=all", "target=single", "executor=local"),
         *("executor.workers=2", "executor.reads_in_flight=1", "out=out"),
     ]
+
+
+@pytest.fixture
+def select(demo_dir: Path) -> list[str]:
+    """The example in `conf/` that looks for the best models, on the first text encoder of the demo set alone."""
+    others = [f"~arch.components.{name}" for name in ("te1", "vae", "unet")]
+    words = ["experiment=select_by_score", f"models.dir={demo_dir}", "executor=local", "out=out"]
+    return ["-m", *words, *others]

@@ -206,3 +206,53 @@ def test_all_but_a_composite_whose_member_is_absent_is_refused() -> None:
     assert str(caught.value) == (
         "selection 'te0': composite '09a' has the member '18', which is not in /m; the list is: all but 09a"
     )
+
+
+# how many are left out
+
+
+@pytest.mark.parametrize("written", ["all but 03,10=-2", "all but 3,10 = -2 ", "all but 03,--,10=-2"])
+def test_a_negative_count_is_of_what_is_left_out(written: str) -> None:
+    assert parsed(written) == [id for id in IDS if id not in ("03", "10")]
+
+
+def test_a_composite_is_one_of_those_left_out() -> None:
+    assert parsed("all but 11a,03=-2") == [id for id in IDS if id not in ("21", "22", "03")]
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("all but 03,10=-3", "it says =-3, but leaves out 2"),
+        ("all but 03,10=-1", "it says =-1, but leaves out 2"),
+        ("all but 03,10=-0", "it says =0, but selects 10"),
+        ("05,22=-2", "it says =-2, but selects 2"),
+        ("all=-2", "it says =-2, but selects 12"),
+    ],
+)
+def test_a_negative_count_that_does_not_match_is_refused(written: str, problem: str) -> None:
+    assert refusal(written) == f"selection 'te0': {problem}; the list is: {written}"
+
+
+# a switch for each model
+
+
+def test_in_a_mapping_each_model_is_selected_or_not() -> None:
+    assert parse_selection("te0", {"22": True, "5": True, "1": False, "9a": True}, MODELS) == ("22", "05", "09a")
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ({}, "it selects no model; the list is: (empty)"),
+        ({"05": False}, "it selects no model; the list is: 05: false"),
+        ({"05": True, "99": False}, "'99' is not in /m; the list is: 05: true, 99: false"),
+        ({"05": True, "5": True}, "'05' is listed 2 times; the list is: 05: true, 5: true"),
+        ({"05": "yes"}, "'05' is 'yes'; write true or false; the list is: 05: yes"),
+    ],
+    ids=repr,
+)
+def test_a_mapping_that_cannot_be_meant_is_refused_and_shown(written: dict[str, object], problem: str) -> None:
+    with pytest.raises(SelectionError) as caught:
+        parse_selection("te0", written, MODELS)
+    assert str(caught.value) == f"selection 'te0': {problem}"
