@@ -47,7 +47,7 @@ OTHERS = ("git", "cd", "make", "pip", "export", "ls", "docker", "ray", "eval", "
 """What else the pages may tell people to type."""
 ONLY_TALK = ("--help", "--cfg", "--info", "-sc", "job=compare")
 """With these the program merges nothing."""
-MADE_BEFORE = re.compile(r"(?:^|\s)(?:a|b|recipe\.file)=(?!/)\w")
+MADE_BEFORE = re.compile(r"(?:^|\s)(?:a|b|base|recipe\.file)=(?!/)\w")
 """A file that lies below the working directory: the commands before have made it."""
 LARGEST_PICTURE = 250_000
 """Bytes."""

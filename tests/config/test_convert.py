@@ -8,8 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeflow.config import schema
-from mergeflow.config.convert import UNITS, absolute, to_budget, to_bytes, to_config, to_request, to_source
+from mergeflow.config.convert import (
+    UNITS,
+    absolute,
+    to_budget,
+    to_bytes,
+    to_config,
+    to_objective,
+    to_request,
+    to_source,
+)
 from mergeflow.errors import ConfigError, MergeflowError
+from mergeflow.objective import Objective
 from mergeflow.plan.plan import Cell, Place, Strip
 from mergeflow.plan.tiles import memory_for
 from mergeflow.recipe.modelset import ModelSet
@@ -220,6 +230,38 @@ def test_an_id_is_the_same_however_it_is_written_in_a_file(written: str, compose
     (tmp_path / "selection" / "own.yaml").write_text(f"te0: {written}\n", "utf-8")
     request = converted(compose, "selection=own", own=tmp_path)
     assert parse_selection("te0", request.selections["te0"], IDS) == ("05",)
+
+
+# who says how good an output is
+
+
+def objective_of(compose: Compose, *typed: str) -> Objective | None:
+    return to_objective(to_config(compose(*typed)))
+
+
+def test_an_objective_is_a_program_a_function_or_nobody(compose: Compose) -> None:
+    assert objective_of(compose) is None
+    assert objective_of(compose, "objective=python", "objective.target=a.b") == Objective(target="a.b")
+    command = "objective.command='./score {file}'"
+    assert objective_of(compose, "objective=command", command) == Objective(command="./score {file}")
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem"),
+    [
+        (["objective.target=a.b"], "objective.command and objective.target need objective=command or objective=python"),
+        (["objective=python", "objective.target=''"], "objective=python needs objective.target=..., and nothing else"),
+        (
+            ["objective=python", "objective.target=a.b", "objective.command=c"],
+            "objective=python needs objective.target=..., and nothing else",
+        ),
+        (["objective=command"], "objective=command needs objective.command=..., and nothing else"),
+    ],
+)
+def test_an_objective_that_is_not_clear_is_refused(typed: list[str], problem: str, compose: Compose) -> None:
+    with pytest.raises(ConfigError) as caught:
+        objective_of(compose, *typed)
+    assert str(caught.value) == problem
 
 
 # what is refused

@@ -15,13 +15,12 @@ from mergeflow.storage.local import LocalStore
 from mergeflow.tensors import Span
 from tests.conformance.store import write
 from tests.execute.test_coverage import HEAD, outputs
-from tests.fakes import CountingStore, merged, overlaps
+from tests.fakes import CountingReader, CountingStore, merged, overlaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mergeflow.interfaces import Reader
 
 SIZES = (1000, 0, 37)
 
@@ -94,10 +93,29 @@ def test_it_stops_when_it_is_told_to(store: CountingStore, drafts: list[str]) ->
 def test_what_reading_back_meets_is_raised_with_the_result(
     store: CountingStore, drafts: list[str], error: Exception
 ) -> None:
-    class Broken(CountingStore):
-        def reader(self, path: str) -> Reader:  # type: ignore[override]
+    class Broken(CountingReader):
+        def read_into(self, view: memoryview, offset: int) -> None:
             raise error
 
-    digest = TrailingDigest(Broken(store), drafts, outputs(*SIZES), Coverage(outputs(*SIZES)))
+    class Store(CountingStore):
+        def reader(self, path: str) -> CountingReader:
+            return Broken(self, path, super().reader(path))
+
+    coverage = Coverage(outputs(*SIZES))
+    digest = TrailingDigest(Store(store), drafts, outputs(*SIZES), coverage)
+    coverage.add([Span(0, HEAD, HEAD + SIZES[0])])
     with pytest.raises(type(error), match=str(error)):
         digest.result()
+
+
+def test_a_draft_that_was_given_up_is_followed_no_further(store: CountingStore, tmp_path: Path) -> None:
+    opened = [store.draft(str(tmp_path / str(index)), len(data)) for index, data in enumerate(CONTENTS)]
+    coverage = Coverage(outputs(*SIZES))
+    digest = TrailingDigest(store, [draft.address for draft in opened], outputs(*SIZES), coverage)
+    digest.abandon(0)
+    opened[0].discard()
+    write(store, opened[2].address, CONTENTS[2][HEAD:], HEAD)
+    coverage.add([Span(2, HEAD, HEAD + SIZES[2])])
+    assert digest.result()[1:] == [hashlib.sha256(data[HEAD:]).hexdigest() for data in CONTENTS[1:]]
+    for draft in opened:
+        draft.discard()
