@@ -86,6 +86,7 @@ def test_the_metadata_of_x39a_gives_the_tensors_that_its_config_gives(
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scalars", ["opmath", "half"])
 def test_x39a_is_what_39_merges_of_files_by_hand_make(demo_dir: Path, tmp_path: Path, scalars: Scalars) -> None:
     order = [*range(1, 4), 41, *range(5, 35), 36, 42, *range(37, 41)]

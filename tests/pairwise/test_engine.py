@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from mergeflow.recipe.request import Request
     from tests.byhand.floats import Tensor
 
+pytestmark = pytest.mark.long
+
 MIB = 1 << 20
 COUNT = 7
 SIZE = 6 * 2200

@@ -424,6 +424,7 @@ def outcome(top: dict[str, Any], entries: list[dict[str, Any] | None]) -> Tree |
         assert time.monotonic() - began < 100
 
 
+@pytest.mark.long
 def test_a_chain_of_100_000_merges_is_a_tree() -> None:
     tree = outcome(recipe(0, 100_000), [*(recipe(number + 1, 100_000) for number in range(100_000)), None])
     assert isinstance(tree, Tree)
