@@ -40,10 +40,12 @@ class ModelSet:
     def find(self, id: str) -> str:
         """The id as the set spells it; raises `SelectionError` naming the nearest one."""
         if id not in self:
-            raise SelectionError(
-                f"'{id}' is not in {self.place or 'the model set'}{nearest(id, self._spelling.values())}"
-            )
+            raise SelectionError(self.unknown(id))
         return self._spelling[normal(id)]
+
+    def unknown(self, id: str) -> str:
+        """That there is no such id, and which one is nearest."""
+        return f"'{id}' is not in {self.place or 'the model set'}{nearest(id, self._spelling.values())}"
 
     def shares(self, entries: Iterable[str]) -> dict[str, Fraction]:
         """The exact share of every checkpoint when all `entries` have equal shares.

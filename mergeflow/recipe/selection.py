@@ -1,8 +1,9 @@
 """Selections as people write them: `--,--,05,--,11=2`, a list, `all`, `all but 03,10=-2`, `{05: true, 11: false}`.
 
 `--` (or more dashes) holds the place of a model that is not selected. `=14` at the end is the count that the
-writer had in mind, and is checked; after `all but`, `=-2` is how many are left out. In a mapping each model is
-selected or not by a switch of its own, which a sweep can turn.
+writer had in mind, and is checked. A negative one says that the list is of those that are left out, with or without
+`all but` before it: `03,10=-2`. In a mapping each model is selected or not by a switch of its own, which a sweep can
+turn.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from mergeflow.errors import MergeflowError, SelectionError
+from mergeflow.tensors import some
 
 if TYPE_CHECKING:
     from mergeflow.recipe.modelset import ModelSet
 
 Written: TypeAlias = str | Sequence[object] | Mapping[str, object]
 """A selection before it is read."""
+
+FEW = 2
+"""Unknown ids; more of them are a list made for other models, and no slips of the hand."""
 
 _PLACEHOLDER = re.compile(r"-{2,}")
 _COUNT = re.compile(r"(?P<rest>.*)=\s*(?P<count>-?[0-9]{1,9})", re.DOTALL)
@@ -42,8 +47,8 @@ def parse_selection(name: str, written: Written, models: ModelSet) -> tuple[str,
         shown = ", ".join(str(item) for item in written)
         ids, count = reading.from_list(written)
     problems = reading.problems
-    if count is not None and count < 0 and reading.excepted is not None:
-        if -count != reading.excepted:
+    if reading.excepted is not None and _negative(count):
+        if count != -reading.excepted:
             problems.append(f"it says ={count}, but leaves out {reading.excepted}")
     elif count is not None and count != len(ids):
         problems.append(f"it says ={count}, but selects {len(ids)}")
@@ -54,6 +59,11 @@ def parse_selection(name: str, written: Written, models: ModelSet) -> tuple[str,
     return tuple(ids)
 
 
+def _negative(count: int | None) -> bool:
+    """Whether a count is that of models left out."""
+    return count is not None and count < 0
+
+
 class _Reading:
     """One list while it is being read, and what is wrong with it."""
 
@@ -61,17 +71,17 @@ class _Reading:
         self.models = models
         self.problems: list[str] = []
         self.excepted: int | None = None
-        """How many entries stand after `all but`, if it is there."""
+        """How many entries are listed, if they are those that are left out."""
 
     def from_text(self, written: str) -> tuple[list[str], int | None]:
         """The ids in a text, and the count that it ends with."""
         but = _ALL_BUT.match(written)
         items = written[but.end() if but else 0 :].split(",")
         items[-1], count = self._counted(items[-1])
-        if but:
-            return self._all_but(items), count
-        if items[0].strip().lower() == "all" and len(items) == 1:
+        if not but and [item.strip().lower() for item in items] == ["all"]:
             return list(self.models.paths), count
+        if but or _negative(count):
+            return self._all_but(items), count
         return self._ids([] if items == [""] else items), count
 
     def from_list(self, written: Sequence[object]) -> tuple[list[str], int | None]:
@@ -87,7 +97,7 @@ class _Reading:
         items[-1], count = self._counted(items[-1])
         if count is not None and not items[-1]:
             items.pop()
-        return self._ids(items), count
+        return self._all_but(items) if _negative(count) else self._ids(items), count
 
     def from_switches(self, written: Mapping[str, object]) -> list[str]:
         """The ids that are `true`; those that are not must exist as well."""
@@ -118,20 +128,26 @@ class _Reading:
 
     def _ids(self, items: Sequence[str]) -> list[str]:
         """The known ids among `items`; what is wrong with the others is a problem."""
-        ids = []
+        ids, unknown = [], []
         for item in map(str.strip, items):
             if _PLACEHOLDER.fullmatch(item):
                 continue
-            try:
-                ids.append(self._id(item))
-            except SelectionError as error:
-                self.problems.append(str(error))
+            if item in self.models:
+                ids.append(self.models.find(item))
+            elif not item:
+                self.problems.append("a place is empty (write -- for a model that is left out)")
+            elif "," in item:
+                self.problems.append(f"'{item}' is one item of a list; write its ids as items of their own")
+            else:
+                unknown.append(item)
+        self.problems += self._none_of(unknown)
         self.problems += [f"'{id}' is listed {times} times" for id, times in Counter(ids).items() if times > 1]
         return ids
 
-    def _id(self, item: str) -> str:
-        if not item:
-            raise SelectionError("a place is empty (write -- for a model that is left out)")
-        if "," in item and item not in self.models:
-            raise SelectionError(f"'{item}' is one item of a list; write its ids as items of their own")
-        return self.models.find(item)
+    def _none_of(self, unknown: Sequence[str]) -> list[str]:
+        """That there are no such ids: each with what may have been meant, unless these are many."""
+        if len(unknown) <= FEW:
+            return [self.models.unknown(id) for id in unknown]
+        known = list(self.models.paths)
+        place = self.models.place or "the model set"
+        return [f"{some(list(unknown))} are not in {place}, which has {len(known)} models: {some(known)}"]

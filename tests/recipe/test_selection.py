@@ -181,7 +181,7 @@ def test_a_list_that_cannot_be_meant_is_refused_and_shown(written: list[object],
 
 def test_all_that_is_wrong_with_a_text_is_said_at_once() -> None:
     assert refusal("1,99,,01,3,zz=9") == (
-        "selection 'te0': '99' is not in /m; a place is empty (write -- for a model that is left out); "
+        "selection 'te0': a place is empty (write -- for a model that is left out); '99' is not in /m; "
         "'zz' is not in /m; '01' is listed 2 times; it says =9, but selects 3; the list is: 1,99,,01,3,zz=9"
     )
 
@@ -211,8 +211,12 @@ def test_all_but_a_composite_whose_member_is_absent_is_refused() -> None:
 # how many are left out
 
 
-@pytest.mark.parametrize("written", ["all but 03,10=-2", "all but 3,10 = -2 ", "all but 03,--,10=-2"])
-def test_a_negative_count_is_of_what_is_left_out(written: str) -> None:
+@pytest.mark.parametrize(
+    "written",
+    ["all but 03,10=-2", "all but 3,10 = -2 ", "all but 03,--,10=-2", "03,10=-2", "--,3,10 = -2", ["03", "10", "=-2"]],
+    ids=str,
+)
+def test_a_negative_count_is_of_what_is_left_out(written: str | list[object]) -> None:
     assert parsed(written) == [id for id in IDS if id not in ("03", "10")]
 
 
@@ -226,7 +230,8 @@ def test_a_composite_is_one_of_those_left_out() -> None:
         ("all but 03,10=-3", "it says =-3, but leaves out 2"),
         ("all but 03,10=-1", "it says =-1, but leaves out 2"),
         ("all but 03,10=-0", "it says =0, but selects 10"),
-        ("05,22=-2", "it says =-2, but selects 2"),
+        ("05,22=-3", "it says =-3, but leaves out 2"),
+        ("05,22=-0", "it says =0, but selects 2"),
         ("all=-2", "it says =-2, but selects 12"),
     ],
 )
@@ -256,3 +261,13 @@ def test_a_mapping_that_cannot_be_meant_is_refused_and_shown(written: dict[str, 
     with pytest.raises(SelectionError) as caught:
         parse_selection("te0", written, MODELS)
     assert str(caught.value) == f"selection 'te0': {problem}"
+
+
+# ids of another collection
+
+
+def test_many_unknown_ids_are_told_at_once_with_what_there_is() -> None:
+    assert refusal("05,45,46,47,48,49") == (
+        "selection 'te0': 45, 46, 47, 48 and 1 more are not in /m, which has 12 models: 01, 02, 03, 05 and 8 more; "
+        "the list is: 05,45,46,47,48,49"
+    )
