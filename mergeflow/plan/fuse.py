@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mergeflow.errors import OverBudget
-from mergeflow.plan.families import Families
+from mergeflow.plan.strips import joined
 from mergeflow.plan.tiles import cut, memory_for
-from mergeflow.tensors import LAYOUT_ORDER
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from mergeflow.plan.plan import Cell, Place, Plan, Strip
-    from mergeflow.tensors import Dtype
+    from mergeflow.plan.plan import Plan, Strip
 
 
 @dataclass(frozen=True)
@@ -44,23 +42,18 @@ def fuse(plans: Sequence[Plan]) -> Fused:
     checkpoints = {one.id: one for plan in plans for one in plan.checkpoints}
     index = {id: number for number, id in enumerate(checkpoints)}
     jobs: list[range] = []
-    alike: dict[tuple[str, int], list[_Use]] = {}
+    parts: list[Strip] = []
     for plan in plans:
         begin = jobs[-1].stop if jobs else 0
         jobs.append(range(begin, begin + len(plan.outputs)))
-        sources = [index[one.id] for one in plan.checkpoints]
-        for strip in plan.strips:
-            alike.setdefault((strip.key, strip.elements), []).append(_Use(strip, sources, begin))
-    families = Families()
-    same: dict[object, object] = {}
-    strips = [_strip(uses, families, same) for uses in alike.values()]
-    strips.sort(key=lambda strip: (LAYOUT_ORDER[strip.cells[0].dtype], strip.key))
+        parts += _renumbered(plan, index, begin)
+    strips = joined(parts)
     memory = memory_for(strips, first.budget)
     plan = replace(
         first,
         checkpoints=tuple(checkpoints.values()),
         outputs=tuple(output for one in plans for output in one.outputs),
-        strips=tuple(strips),
+        strips=strips,
         shards=cut(strips, memory),
         memory=memory,
         apart=True,
@@ -79,45 +72,12 @@ def in_passes(plans: Sequence[Plan]) -> list[Fused]:
         return [*in_passes(plans[:half]), *in_passes(plans[half:])]
 
 
-@dataclass(frozen=True)
-class _Use:
-    """One strip of one plan, and what its numbers are in the whole."""
-
-    strip: Strip
-    sources: Sequence[int]
-    output: int
-    """The index of the plan's first output."""
-
-
-def _one(value: Any, same: dict[object, object]) -> Any:
-    """`value`, or an equal one that is there already, so that a plan pickles each only once."""
-    return same.setdefault(value, value)
-
-
-def _strip(uses: Sequence[_Use], families: Families, same: dict[object, object]) -> Strip:
-    """The rows that any of `uses` needs, and the cells of them all; equal ones are one."""
-    found: dict[int, tuple[Dtype, int]] = {}
-    for use in uses:
-        strip = use.strip
-        for source, dtype, offset in zip(strip.sources, strip.dtypes, strip.offsets, strict=True):
-            found[use.sources[source]] = (dtype, offset)
-    ordered = sorted(found, key=lambda source: (LAYOUT_ORDER[found[source][0]], source))
-    row_of = {source: row for row, source in enumerate(ordered)}
-    places: dict[Cell, list[Place]] = {}
-    for use in uses:
-        rows = [row_of[use.sources[source]] for source in use.strip.sources]
-        for cell in use.strip.cells:
-            moved = cell._replace(rows=tuple([rows[row] for row in cell.rows]), places=())
-            there = [place._replace(output=use.output + place.output) for place in cell.places]
-            places.setdefault(moved, []).extend(there)
-    cells = tuple(
-        cell._replace(places=tuple(there), rows=_one(cell.rows, same), shares=_one(cell.shares, same))
-        for cell, there in places.items()
-    )
-    return uses[0].strip._replace(
-        sources=_one(tuple(ordered), same),
-        dtypes=_one(tuple([found[source][0] for source in ordered]), same),
-        offsets=tuple([found[source][1] for source in ordered]),
-        cells=cells,
-        sums=families.of(cells),
-    )
+def _renumbered(plan: Plan, index: Mapping[str, int], begin: int) -> Iterator[Strip]:
+    """The strips of one plan, with the numbers that its checkpoints and outputs have in the whole."""
+    sources = [index[one.id] for one in plan.checkpoints]
+    for strip in plan.strips:
+        cells = [
+            cell._replace(places=tuple([place._replace(output=begin + place.output) for place in cell.places]))
+            for cell in strip.cells
+        ]
+        yield strip._replace(sources=tuple([sources[source] for source in strip.sources]), cells=tuple(cells))

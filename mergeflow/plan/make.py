@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mergeflow.errors import FormatError, IncompatibleSources, MergeflowError, OverBudget
 from mergeflow.plan.agree import Agreement
-from mergeflow.plan.families import Families
 from mergeflow.plan.metadata import metadata
 from mergeflow.plan.plan import Cell, Memory, Output, Place, Plan, Strip
+from mergeflow.plan.strips import joined
 from mergeflow.plan.tiles import cut, memory_for
-from mergeflow.tensors import LAYOUT_ORDER, some
+from mergeflow.tensors import some
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mergeflow.interfaces import Format
     from mergeflow.plan.plan import Tile
@@ -51,7 +51,7 @@ def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], format: Format,
             continue
         outputs.append(Output(target, f"{out.rstrip('/')}/{target.file}", layout, _written_as(wanted)))
         rows.append(wanted)
-    strips = _strips(outputs, rows)
+    strips = joined(_parts(outputs, rows))
     problems += map(IncompatibleSources, _headed(forbidden))
     memory, shards = _work(strips, recipe.budget, problems)
     return Plan(
@@ -83,54 +83,22 @@ def _work(
     return memory, cut(strips, memory)
 
 
-def _strips(outputs: Sequence[Output], rows: Sequence[Sequence[Wanted]]) -> tuple[Strip, ...]:
-    """One strip per key, with the rows that any output needs; in the order in which files are laid out."""
-    alike: dict[tuple[str, tuple[int, ...]], list[tuple[int, Wanted]]] = {}
-    for index, wanted in enumerate(rows):
+def _parts(outputs: Sequence[Output], rows: Sequence[Sequence[Wanted]]) -> Iterator[Strip]:
+    """Every tensor that has elements, with what one output makes of it."""
+    for index, (output, wanted) in enumerate(zip(outputs, rows, strict=True)):
         for tensor in wanted:
-            alike.setdefault((tensor.key, tensor.shape), []).append((index, tensor))
-    same: dict[tuple[object, ...], tuple[object, ...]] = {}
-    families = Families()
-    strips = []
-    for (_, shape), users in alike.items():
-        if 0 not in shape:
-            strip = _shared(_strip(users, outputs), same)
-            strips.append(strip._replace(sums=families.of(strip.cells)))
-    return tuple(sorted(strips, key=lambda strip: (LAYOUT_ORDER[strip.cells[0].dtype], strip.key)))
-
-
-def _shared(strip: Strip, same: dict[tuple[object, ...], tuple[object, ...]]) -> Strip:
-    """`strip` with tuples that equal those of another replaced by them, so that a plan pickles each only once."""
-
-    def one(values: Any) -> Any:
-        return same.setdefault(values, values)
-
-    cells = tuple(
-        cell._replace(rows=one(cell.rows), shares=one(cell.shares), steps=one(cell.steps)) for cell in strip.cells
-    )
-    return strip._replace(sources=one(strip.sources), dtypes=one(strip.dtypes), cells=cells)
-
-
-def _strip(users: Sequence[tuple[int, Wanted]], outputs: Sequence[Output]) -> Strip:
-    """The rows of one key, and what each of its `users`, which are (index of the output, tensor), makes of them."""
-    infos = {source: info for _, tensor in users for source, info in zip(tensor.sources, tensor.infos, strict=True)}
-    ordered = sorted(infos)
-    ordered.sort(key=lambda source: LAYOUT_ORDER[infos[source].dtype])
-    row_of = {source: row for row, source in enumerate(ordered)}
-    places: dict[Cell, list[Place]] = {}
-    for index, tensor in users:
-        row_indices = tuple([row_of[source] for source in tensor.sources])
-        wanted = Cell(tensor.method, tensor.dtype, row_indices, tensor.shares, (), tensor.steps)
-        places.setdefault(wanted, []).append(Place(index, outputs[index].layout.tensors[tensor.key].begin))
-    _, first = users[0]
-    return Strip(
-        key=first.key,
-        elements=first.infos[0].elements,
-        sources=tuple(ordered),
-        dtypes=tuple([infos[source].dtype for source in ordered]),
-        offsets=tuple([infos[source].begin for source in ordered]),
-        cells=tuple(cell._replace(places=tuple(at)) for cell, at in places.items()),
-    )
+            infos = tensor.infos
+            if elements := infos[0].elements:
+                place = Place(index, output.layout.tensors[tensor.key].begin)
+                own = tuple(range(len(infos)))
+                yield Strip(
+                    key=tensor.key,
+                    elements=elements,
+                    sources=tensor.sources,
+                    dtypes=tuple([info.dtype for info in infos]),
+                    offsets=tuple([info.begin for info in infos]),
+                    cells=(Cell(tensor.method, tensor.dtype, own, tensor.shares, (place,), tensor.steps),),
+                )
 
 
 def _written_as(wanted: Sequence[Wanted]) -> tuple[tuple[str, str], ...]:
