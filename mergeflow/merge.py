@@ -15,6 +15,7 @@ from mergeflow.formats.safetensors import Safetensors
 from mergeflow.inputs import Inputs, open_checkpoint, silent
 from mergeflow.passes import Result, run_together
 from mergeflow.plan.assemble import make_assembly
+from mergeflow.plan.fuse import fuse
 from mergeflow.plan.make import make_plan
 from mergeflow.storage.local import LocalStore, exists, free_bytes, writable_problem
 from mergeflow.tensors import si_bytes
@@ -74,7 +75,7 @@ def run(
     refuse to rename a later one, those before it are there, and whole.)
     """
     raise_all(plan.problems)
-    (outcome,) = run_together([plan], executor, store, progress)
+    (outcome,) = run_together(fuse([plan]), executor, store, progress)
     if isinstance(outcome, MergeflowError):
         raise outcome
     return outcome

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from mergeflow.errors import IncompatibleSources, MergeflowError, StorageError, raise_all
 from mergeflow.execute.coverage import Coverage
 from mergeflow.execute.digest import TrailingDigest, digest_of_tensors
-from mergeflow.plan.fuse import Fused, fuse
+from mergeflow.plan.fuse import fuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mergeflow.interfaces import Draft, Executor, Receipt, Store
+    from mergeflow.plan.fuse import Fused
     from mergeflow.plan.plan import Plan
 
 
@@ -57,22 +58,24 @@ class Result:
 
 
 def run_together(
-    plans: Sequence[Plan],
+    fused: Fused,
     executor: Executor,
     store: Store,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Result | MergeflowError]:
-    """Carry out `plans`, which have no problems and can be fused, in one pass: what became of each.
+    """Carry out the jobs of `fused`, whose plans have no problems, in one pass: what became of each.
 
     A job that cannot be made does not keep others from it: it leaves nothing, and the others are complete and synced.
     Raises what concerns all of them: a worker that dies, a disk that is full.
     """
-    drafts = [_Drafts(plan, store) for plan in plans]
+    drafts = [_Drafts(plan, store) for plan in fused.alone]
     began = time.perf_counter()
     try:
         ready = [one for one in drafts if one.begin()]
         if ready:
-            _Pass(ready, executor, store, progress).run(began)
+            if len(ready) < len(drafts):
+                fused = fuse([one.plan for one in ready])  # nothing is read for those that could not begin
+            _Pass(fused, ready, executor, store, progress).run(began)
     finally:
         for one in drafts:
             one.discard()
@@ -142,10 +145,15 @@ class _Pass:
     """Shards for the drafts of several jobs."""
 
     def __init__(
-        self, jobs: Sequence[_Drafts], executor: Executor, store: Store, progress: Callable[[int], None]
+        self,
+        fused: Fused,
+        jobs: Sequence[_Drafts],
+        executor: Executor,
+        store: Store,
+        progress: Callable[[int], None],
     ) -> None:
+        self._fused = fused
         self._jobs = jobs
-        self._fused = fuse([job.plan for job in jobs])
         self._executor, self._store, self._progress = executor, store, progress
 
     def run(self, began: float) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from mergeflow.errors import MergeflowError, StorageError, UnmergeableValues
 from mergeflow.execute.local import LocalExecutor
 from mergeflow.merge import Result, open_plan, run, run_together
+from mergeflow.plan.fuse import fuse
 from mergeflow.recipe.request import Budget, Policies
 from mergeflow.storage.local import LocalDraft, LocalFile, LocalStore
 from tests.fakes import CountingStore, merged, overlaps
@@ -50,7 +51,7 @@ def plan_of(models: Path, out: Path, listed: str, store: Store | None = None, po
 def together(
     plans: Sequence[Plan], store: Store | None = None, progress: Callable[[int], None] = lambda _: None
 ) -> list[Result | MergeflowError]:
-    return run_together(plans, LocalExecutor(BUDGET), store or LocalStore(), progress)
+    return run_together(fuse(plans), LocalExecutor(BUDGET), store or LocalStore(), progress)
 
 
 def complete(results: Sequence[Result | MergeflowError]) -> list[Result]:
@@ -173,7 +174,7 @@ def test_a_job_is_given_up_before_its_draft_was_opened_by_a_worker(broken: Path,
 
     plans = [plan_of(broken, tmp_path / "out" / listed, listed) for listed in ("1,2", "1,3")]
     assert len(plans[0].shards) > 2
-    failed, good = run_together(plans, OneAfterTheOther(), LocalStore())
+    failed, good = run_together(fuse(plans), OneAfterTheOther(), LocalStore())
     assert isinstance(failed, UnmergeableValues)
     assert isinstance(good, Result)
     assert left_in(tmp_path / "out") == ["1,3/merged.safetensors"]
@@ -222,6 +223,22 @@ def test_a_storage_that_refuses_one_output_fails_that_job_alone(what: str, model
     assert isinstance(good, Result)
     assert isinstance(fine, Result)
     assert left_in(tmp_path) == ["fine/merged.safetensors", "good/merged.safetensors"]
+
+
+def test_nothing_is_read_for_a_job_that_cannot_begin(models: Path, tmp_path: Path) -> None:
+    plans = [plan_of(models, tmp_path / name, listed) for name, listed in (("a", "1,2"), ("bad", "3,4"), ("b", "2,5"))]
+    store = CountingStore(Failing("bad", "draft"))
+    first, failed, last = together(plans, store)
+    assert isinstance(failed, StorageError)
+    for result in complete([first, last]):
+        assert result.shared is not None
+        assert result.shared.alone == (plans[0], plans[2])
+    assert {Path(path).stem for path in store.paths_read() if path.startswith(str(models))} == {"1", "2", "5"}
+
+
+def test_what_was_fused_is_what_is_done(models: Path, tmp_path: Path) -> None:
+    fused = fuse([plan_of(models, tmp_path / "a", "1,2"), plan_of(models, tmp_path / "b", "2,3")])
+    assert all(result.shared is fused for result in complete(run_together(fused, LocalExecutor(BUDGET), LocalStore())))
 
 
 def test_a_source_that_cannot_be_read_fails_those_who_need_it(models: Path, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ class _Sweep:
         executor = executor_of(next(iter(jobs.values())).config, fused.plan)
         try:
             with MergeProgress(fused.plan.bytes_read) as progress:
-                results = run_together(fused.alone, executor, LOCAL, progress)
+                results = run_together(fused, executor, LOCAL, progress)
         except MergeflowError as error:  # it concerns the pass, and so all of its jobs
             for number in jobs:
                 self._failed(number, error)

@@ -64,12 +64,33 @@ def fuse(plans: Sequence[Plan]) -> Fused:
 
 
 def in_passes(plans: Sequence[Plan]) -> list[Fused]:
-    """All `plans` in as few passes as the memory budget allows, in their order; each of them fits it alone."""
-    try:
-        return [fuse(plans)]
-    except OverBudget:
-        half = len(plans) // 2
-        return [*in_passes(plans[:half]), *in_passes(plans[half:])]
+    """All `plans` in as few passes as the memory budget allows, in their order; each of them fits it alone.
+
+    Every pass has as many as fit, which is the fewest passes there can be as long as the order is kept.
+    """
+    passes: list[Fused] = []
+    left, guess = plans, len(plans)
+    while left:
+        passes.append(_most(left, guess))
+        guess = len(passes[-1].alone)  # alternatives are much alike: as many of the next will probably fit
+        left = left[guess:]
+    return passes
+
+
+def _most(plans: Sequence[Plan], guess: int) -> Fused:
+    """As many of `plans`, from the first on, as fit into one pass; `guess` is how many that may be.
+
+    Fusing takes as long as there are plans, so no more than twice as many are tried as have been seen to fit.
+    """
+    fits, too_many = fuse(plans[:1]), len(plans) + 1
+    count = min(guess, len(plans))
+    while len(fits.alone) + 1 < too_many:
+        try:
+            fits = fuse(plans[:count])
+        except OverBudget:
+            too_many = count
+        count = min(2 * len(fits.alone), (len(fits.alone) + too_many) // 2)
+    return fits
 
 
 def _renumbered(plan: Plan, index: Mapping[str, int], begin: int) -> Iterator[Strip]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeflow.errors import OverBudget
-from mergeflow.plan.fuse import fuse, in_passes
+from mergeflow.plan.fuse import Fused, fuse, in_passes
 from mergeflow.recipe.request import Budget
 from mergeflow.tensors import Dtype
 from tests.plan.builders import OPEN, checkpoint, ingredients, planned
@@ -120,3 +121,35 @@ def test_what_does_not_fit_is_divided_in_order() -> None:
     assert 1 < len(passes) < len(plans)
     assert [plan for fused in passes for plan in fused.alone] == plans
     assert all(fused.plan.memory.projected <= memory for fused in passes)
+
+
+SUBSETS = ["".join(ids) for count in (4, 3, 2) for ids in combinations("12345", count)]
+
+
+@pytest.mark.parametrize("fitting", [1, 2, 3, 10, len(SUBSETS) - 1])
+def test_every_pass_has_as_many_as_fit(fitting: int) -> None:
+    plans = with_memory(SUBSETS, enough_for(SUBSETS[:fitting]))
+    passes = in_passes(plans)
+    assert [plan for fused in passes for plan in fused.alone] == plans
+    assert len(passes[0].alone) >= fitting
+    for fused, following in pairwise(passes):
+        with pytest.raises(OverBudget):
+            fuse([*fused.alone, following.alone[0]])
+
+
+def test_where_all_but_one_fit_there_are_two_passes() -> None:
+    passes = in_passes(with_memory(ALTERNATIVES, enough_for(ALTERNATIVES) - 1))
+    assert [len(fused.alone) for fused in passes] == [len(ALTERNATIVES) - 1, 1]
+
+
+def test_passes_are_found_without_putting_all_plans_together_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = with_memory(SUBSETS * 8, enough_for(SUBSETS[:2]))
+    tried: list[int] = []
+
+    def counted(plans: Sequence[Plan]) -> Fused:
+        tried.append(len(plans))
+        return fuse(plans)
+
+    monkeypatch.setattr("mergeflow.plan.fuse.fuse", counted)
+    assert len(in_passes(plans)) > len(plans) / 10
+    assert sum(tried) < 8 * len(plans)
