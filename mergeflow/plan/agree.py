@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mergeflow.interfaces import SHARES_LIMIT
 from mergeflow.plan.rules import as_the_web_ui_names
-from mergeflow.plan.sources import PLAIN, Case, Findings, Models, Wanted, same_shape
+from mergeflow.plan.sources import AGREE, PLAIN, POSITION_IDS, WHOLE, Case, Findings, Models, Wanted, same_shape
 from mergeflow.plan.trees import STANDS_ALONE, TreePart
 from mergeflow.tensors import OUTPUT_DTYPES, Dtype, some
 
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     from mergeflow.recipe.architecture import Architecture, KeySpec
     from mergeflow.recipe.request import Part, Policies, Target
     from mergeflow.tensors import Checkpoint
-
-AGREE = "agree"
-"""The method of tensors that are copied once all sources have been seen to hold the same values."""
-WHOLE = "whole"
-"""The same after rounding to whole numbers, which repairs what merging has bent."""
-POSITION_IDS = "position_ids"
 
 
 class _Settled(NamedTuple):

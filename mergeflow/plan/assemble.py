@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mergeflow import __version__
 from mergeflow.errors import FormatError, IncompatibleSources, MergeflowError, OverBudget
-from mergeflow.plan.agree import AGREE
 from mergeflow.plan.metadata import as_json, writable
 from mergeflow.plan.plan import Cell, Memory, Output, Place, Plan, Strip
+from mergeflow.plan.sources import AGREE
 from mergeflow.plan.tiles import cut, memory_for
 from mergeflow.recipe.request import COPY, REST, Part, Target
 from mergeflow.tensors import LAYOUT_ORDER, Dtype, some

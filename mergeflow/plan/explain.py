@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mergeflow.plan.drawing import baked, draw
 from mergeflow.plan.metadata import share_in_text
-from mergeflow.recipe.request import REST
+from mergeflow.recipe.request import COPY, REST
 from mergeflow.tensors import si_bytes
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _output(output: Output, drawn: dict[Tree, str]) -> Iterator[str]:
         if part.component == REST and REST not in dtypes:
             continue  # most models have nothing that belongs to no component
         written = f"written as {dtypes.get(part.component, 'nothing')}"
-        if part.method == "copy":
+        if part.method == COPY:
             yield f"  {part.component:<{width}}model {part.entries[0]} as it is, {written}"
             continue
         models = f"{len(part.entries)} model{'' if len(part.entries) == 1 else 's'}"

@@ -40,9 +40,7 @@ def metadata(
         made["modelspec.prediction_type"] = "v" if predicts_v else "epsilon"
     described = describe(target, recipe) | {"sources": {id: _source(one) for id, one in sources.items()}}
     made["sd_merge_recipe"] = as_json({"type": "mergeflow", "custom_name": title, **described})
-    lineage = {
-        checkpoints[id][1].identity.sha256 or id: _lineage(name, checkpoints[id][1]) for id, name in names.items()
-    }
+    lineage = {one.identity.sha256 or id: _lineage(names[id], one) for id, one in sources.items()}
     made["sd_merge_models"] = as_json(lineage)
     # A web UI that copies metadata parses every value that starts with a brace and then cannot save it again
     # (webui #10460); JSON may start with a space, and then it stays text.

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from mergeflow.interfaces import Step
     from mergeflow.tensors import Dtype, TensorInfo
 
+AGREE = "agree"
+"""The method of tensors that are copied once all sources have been seen to hold the same values."""
+WHOLE = "whole"
+"""The same after rounding to whole numbers, which repairs what merging has bent."""
+POSITION_IDS = "position_ids"
+"""How the keys of tensors end that number the places of a text."""
 PLAIN = KeySpec(shape=None, optional=False, integer=False, marker=False)
 """What is known of a key that no architecture describes."""
 

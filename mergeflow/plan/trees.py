@@ -6,9 +6,9 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from mergeflow.plan import rules
-from mergeflow.plan.sources import PLAIN, Case, Models, Wanted, same_shape
+from mergeflow.plan.sources import AGREE, PLAIN, POSITION_IDS, Case, Models, Wanted, same_shape
 from mergeflow.plan.steps import Grown, Refused
-from mergeflow.recipe.request import REST
+from mergeflow.recipe.request import COPY, PAIRWISE, REST
 from mergeflow.recipe.tree import VAE, Rules
 from mergeflow.tensors import OUTPUT_DTYPES, some
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mergeflow.recipe.tree import Tree
     from mergeflow.tensors import Dtype, TensorInfo
 
-COPY, AGREE, PAIRWISE = "copy", "agree", "pairwise"
 STANDS_ALONE = "what it would be merged with stands alone"
 A_DECIDES = "where that is A, the merge is without them; where it is B, they are A's, as in the web UI"
 
@@ -168,7 +167,7 @@ class TreePart:
     def _is_copied(self, case: Case) -> bool:
         """Whether whole numbers are copied, as where a mean is made; web UIs merge even position_ids."""
         policies = self._agreement.policies
-        if not case.key.endswith("position_ids"):
+        if not case.key.endswith(POSITION_IDS):
             return self._strict
         if policies.position_ids is not None:
             return policies.position_ids == "fix"

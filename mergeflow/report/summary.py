@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from mergeflow.recipe.request import COPY
 from mergeflow.report.manifest import peaks
 from mergeflow.tensors import si_bytes
 
@@ -57,6 +58,6 @@ def _parts(output: Output) -> str:
     for part in output.target.parts:
         if part.component not in dict(output.dtypes):
             continue
-        what = f"model {part.entries[0]}" if part.method == "copy" else f"{part.method} of {len(part.entries)}"
+        what = f"model {part.entries[0]}" if part.method == COPY else f"{part.method} of {len(part.entries)}"
         made.append(f"{part.component}: {what}")
     return ", ".join(made)
