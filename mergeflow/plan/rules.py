@@ -9,7 +9,7 @@
     supermerger  lerp in fp32 by fused multiply-add, saved in A's dtype
 
 AUTOMATIC1111's web UI 1.6 to 1.10, ComfyUI's CheckpointSave and supermerger's "Weight sum", as told in
-docs/semantics.md. Nothing here depends on the torch that is installed.
+docs/trees.md. Nothing here depends on the torch that is installed.
 """
 
 from __future__ import annotations
