@@ -32,6 +32,7 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_COUNT = 2**63 - 1
 """No byte or element has a higher number: offsets, lengths and strides are 64-bit integers wherever they are used."""
 METADATA = "__metadata__"
+METADATA_FIRST = b'{"__metadata__":'
 FIELDS = 3
 """An entry has a dtype, a shape and data_offsets, and nothing else."""
 
@@ -55,6 +56,7 @@ class Safetensors:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], Header] = {}
+        self._tables: dict[tuple[bytes, int], tuple[int, Mapping[str, TensorInfo]]] = {}
         # Hundreds of headers repeat the same keys and shapes; one copy of each saves 150 MB at 257 of them.
         self._keys: dict[str, str] = {}
         self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -65,8 +67,7 @@ class Safetensors:
         digest = hashlib.sha256(raw).hexdigest()
         if (digest, size) not in self._known:
             with _collector_paused():
-                table, metadata = _decode(raw)
-                tensors = self._tensors(table, start=LENGTH_BYTES + len(raw), size=size)
+                tensors, metadata = self._contents(raw, start=LENGTH_BYTES + len(raw), size=size)
             self._known[digest, size] = Header(tensors, metadata, digest)
         return self._known[digest, size]
 
@@ -89,6 +90,21 @@ class Safetensors:
             key: info._replace(begin=info.begin + len(head), end=info.end + len(head)) for key, info in placed.items()
         }
         return Layout(head, moved, len(head) + offset)
+
+    def _contents(self, raw: bytes, start: int, size: int) -> tuple[Mapping[str, TensorInfo], dict[str, str]]:
+        """The tensors and the metadata. Many files differ in these alone, and then all tensors lie so much further."""
+        metadata, table = _after_metadata(raw)
+        known = hashlib.sha256(table).digest(), size - start
+        if metadata is not None and known in self._tables:
+            there, tensors = self._tables[known]
+            if by := start - there:
+                tensors = {
+                    key: TensorInfo(t, row, begin + by, end + by) for key, (t, row, begin, end) in tensors.items()
+                }
+            return tensors, metadata
+        decoded, metadata = _decode(raw)
+        self._tables[known] = start, (tensors := self._tensors(decoded, start, size))
+        return tensors, metadata
 
     def _tensors(self, table: dict[str, Any], start: int, size: int) -> dict[str, TensorInfo]:
         """Every entry checked; the loop sees millions of entries in a large plan, so it stays lean."""
@@ -180,7 +196,7 @@ def _decode(raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     if not text.startswith("{"):
         _fail(f"its header does not start with '{{' but with {_show(text[:8])}, so it is not a safetensors file")
     try:
-        table = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        table = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         _fail(f"its header is not JSON ({error})")
     except RecursionError:
@@ -195,6 +211,20 @@ def _decode(raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     except UnicodeEncodeError as error:
         _fail_surrogate(error)
     return table, metadata
+
+
+def _after_metadata(raw: bytes) -> tuple[dict[str, str] | None, bytes]:
+    """Metadata that comes first, as it usually does, and what follows; None where `_decode` must have a look."""
+    try:
+        if raw.startswith(METADATA_FIRST):
+            text = raw.decode("utf-8")
+            metadata, end = _DECODER.raw_decode(text, len(METADATA_FIRST))
+            if isinstance(metadata, dict):
+                "".join([*metadata, *metadata.values()]).encode()  # fails where a value is no text
+                return metadata, text[end:].rstrip(" ").encode()  # padding depends on the metadata
+    except (ValueError, TypeError, RecursionError, FormatError):
+        pass  # whoever reads all of it says what is wrong
+    return None, raw
 
 
 def _check_count(key: str, dtype: Dtype, shape: list[int], held: int) -> None:
@@ -236,6 +266,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     _fail(f"its header holds {name}, which is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def _show(value: object) -> str:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from mergeflow.errors import FormatError
 from mergeflow.formats import safetensors as module
 from mergeflow.formats.safetensors import Safetensors
-from mergeflow.tensors import Dtype, TensorInfo
+from mergeflow.tensors import Dtype, Header, TensorInfo
 from tests.conformance.format import METADATA, SMALL, TABLES, TEXT, Bytes, FormatConformance, Table, file_of, parse
 
 if TYPE_CHECKING:
@@ -354,14 +354,48 @@ def test_an_equal_header_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -
     assert parse(format, data) is known
 
 
+@pytest.mark.parametrize("title", ["other", "a longer title", "ü", ""])
+def test_a_file_that_differs_in_its_metadata_alone_is_not_decoded_again(
+    title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    format = Safetensors()
+    parse(format, file_of(format.layout(SMALL, {"title": "first"})))
+    data = file_of(format.layout(SMALL, {"title": title}))
+    alone = parse(Safetensors(), data)
+    monkeypatch.delattr(module, "_decode")
+    assert parse(format, data) == alone
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [b'{"k":"1","k":"2"}', b'{"k":1}', b'{"k":"\\ud800"}', b'{"k":NaN}', b'["k"]', b'{"k":"\xff"}', b"[" * 100_000],
+    ids=["key-twice", "number", "half-a-character", "not-a-number", "list", "no-utf-8", "nested-deeply"],
+)
+def test_metadata_is_refused_as_ever_where_the_tensors_are_known(metadata: bytes) -> None:
+    format = Safetensors()
+    table = b',"key":' + ENTRY + b"}"
+    assert parse(format, header(b'{"__metadata__":{"k":"1"}' + table) + bytes(4)).tensors
+    assert isinstance(outcome(format, header(b'{"__metadata__":' + metadata + table) + bytes(4)), str)
+
+
 # anything at all
+
+
+def outcome(format: Format, data: bytes) -> Header | str:
+    """What is read of a file, or why it is refused."""
+    try:
+        return parse(format, data)
+    except FormatError as error:
+        return str(error)
 
 
 def reads_no_more_than_the_library(data: bytes) -> None:
     """Parse or refuse, never accept what the library refuses, and see in it what the library sees."""
-    try:
-        found = parse(Safetensors(), data)
-    except FormatError:
+    found = outcome(Safetensors(), data)
+    experienced = Safetensors()
+    parse(experienced, VALID)
+    assert outcome(experienced, data) == found, "what was read before makes a difference"
+    if isinstance(found, str):
         return
     if b"-0" not in data:  # see the test on minus zero
         assert {key: list(info.shape) for key, info in found.tensors.items()} == deserialized(data)
