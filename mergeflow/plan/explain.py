@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from mergeflow.plan.plan import Output, Plan
     from mergeflow.recipe.request import Part
-    from mergeflow.recipe.tree import Tree
 
 WIDTH = 110
 INDENT = " " * 8
@@ -27,9 +26,9 @@ LONGEST_TERM = 10_000
 def explain(plan: Plan) -> str:
     """What will be made of what, what it costs, what is odd and what forbids it."""
     lines = [f"{len(plan.outputs)} output(s) from {len(plan.checkpoints)} checkpoint(s)", ""]
-    drawn: dict[Tree, str] = {}
+    told: dict[object, str] = {}
     for output in plan.outputs:
-        lines += [*_output(output, drawn), ""]
+        lines += [*_output(output, told), ""]
     lines += _cost(plan)
     for title, sentences in (("notes", list(plan.notes)), ("problems", [str(e) for e in plan.problems])):
         if sentences:
@@ -38,8 +37,8 @@ def explain(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _output(output: Output, drawn: dict[Tree, str]) -> Iterator[str]:
-    """One output; a tree that several components share is drawn with the first, and `drawn` says with which."""
+def _output(output: Output, told: dict[object, str]) -> Iterator[str]:
+    """One output; a list or a tree that several components share is told with the first, and `told` says which."""
     size = f"{si_bytes(output.layout.size)}, {len(output.layout.tensors):,} tensors"
     yield f"{output.target.name} -> {output.path} ({size})"
     dtypes = dict(output.dtypes)
@@ -54,13 +53,14 @@ def _output(output: Output, drawn: dict[Tree, str]) -> Iterator[str]:
         models = f"{len(part.entries)} model{'' if len(part.entries) == 1 else 's'}"
         checkpoints = "" if len(part.shares) == len(part.entries) else f" ({len(part.shares)} checkpoints)"
         yield f"  {part.component:<{width}}{how(part)} of {models}{checkpoints}, {written}"
-        if part.tree in drawn:
-            yield f"{INDENT}by the tree of {drawn[part.tree]}"
+        models_and_how = part.tree or (part.entries, tuple(part.shares.items()))
+        if models_and_how in told:
+            yield f"{INDENT}{'by the tree of' if part.tree else 'the same as'} {told[models_and_how]}"
             continue
+        told[models_and_how] = f"{part.component} of {output.target.name}"
         yield from _wrapped(" ".join(part.entries))
         yield from _wrapped(shares_in_words(part))
         if part.tree is not None:
-            drawn[part.tree] = f"{part.component} of {output.target.name}"
             yield from (INDENT + line for line in (*baked(part.tree), *draw(part.tree)))
 
 

@@ -42,8 +42,7 @@ def test_the_page_of_a_plan_that_can_be_carried_out() -> None:
                 11a
                 share 21 1/2, 22 1/2
           image  uniform of 1 model (2 checkpoints), written as F32
-                11a
-                share 21 1/2, 22 1/2
+                the same as text of x11c
 
         read    162 B of 5 file(s), each byte once
         write   {si_bytes(plan.bytes_written)} into 2 file(s)
