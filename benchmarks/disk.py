@@ -145,3 +145,8 @@ def _by_threads(way: Way, pieces: Iterable[tuple[int, int]], act: Callable[[int,
 def _noise(size: int) -> bytes:
     """Bytes that no storage can make less of."""
     return os.urandom(size)
+
+
+def memory_bytes() -> int:
+    """What the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+MANY = 4
+NARROWEST = 1 / 32
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ def parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
 def options(parsed: argparse.Namespace) -> Options:
     """The options among what was parsed."""
     return Options(**{field.name: getattr(parsed, field.name) for field in fields(Options)})
+
+
+def many_small(wanted: Options) -> Options:
+    """Four times as many models, of a quarter of the width, in about a quarter of the bytes."""
+    return replace(wanted, models=MANY * wanted.models, scale=max(wanted.scale / MANY, NARROWEST))
 
 
 def _count(text: str) -> int:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.disk import memory_bytes
 from mergeflow.errors import StorageError
 from mergeflow.storage.local import free_bytes
 from mergeflow.tensors import si_bytes
@@ -59,10 +60,9 @@ def emptied(directory: Path) -> Path:
 
 def machine(place: Path) -> dict[str, str]:
     """What the figures depend on, without a name or a path of this machine."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": f"{_processor()}, {os.cpu_count()} cores",
-        "memory": si_bytes(memory),
+        "memory": si_bytes(memory_bytes()),
         "file system": _file_system(place),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.tables import Table, plain, table_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from benchmarks.figures import Figure
     from benchmarks.options import Options
 
 NOT_TOLD = ("dir", "keep", "peers", "small")
@@ -37,7 +40,7 @@ class Picture:
     ticks: tuple[str, ...] = ()
     """Words at x = 0, 1, 2 and so on: bars then, not lines."""
     logarithmic: bool = False
-    """Whether both axes are; of bars, only the vertical one."""
+    """Whether the horizontal axis is."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,23 @@ class Section:
     settings: dict[str, Any]
     machine: dict[str, str]
     pictures: tuple[Picture, ...] = ()
+
+
+def bars(label: str, figures: Sequence[Figure]) -> Series:
+    """A row of bars."""
+    return line(label, range(len(figures)), figures)
+
+
+def line(label: str, x: Iterable[float], figures: Sequence[Figure]) -> Series:
+    """A line through medians, with their spread."""
+    places = tuple(map(float, x))
+    return Series(
+        label,
+        places,
+        tuple(one.median for one in figures),
+        tuple(one.low for one in figures),
+        tuple(one.high for one in figures),
+    )
 
 
 def settings_of(options: Options) -> dict[str, Any]:

@@ -22,11 +22,12 @@ from mergeflow.errors import ConfigError
 from mergeflow.execute.block import torch_dtype
 from mergeflow.formats.safetensors import Safetensors
 from mergeflow.recipe.architecture import architecture
+from mergeflow.tensors import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from mergeflow.tensors import Dtype, Layout, TensorInfo
+    from mergeflow.tensors import Dtype, TensorInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 METADATA = {"format": "pt"}
@@ -50,27 +51,37 @@ def sdxl(scale: float) -> Layout:
     return layout_of(architecture(**described).scaled(divisor), Variant(1, metadata=METADATA))
 
 
-def layout(tensors: Sequence[tuple[str, Dtype, tuple[int, ...]]]) -> Layout:
-    """A checkpoint of these tensors: key, dtype and shape."""
-    return Safetensors().layout(tensors, METADATA)
+def sdxl_models(place: Path, count: int, scale: float) -> tuple[list[Path], Layout]:
+    """So many SDXL checkpoints in a directory of `place` that holds nothing else; see `sdxl` and `models`."""
+    like = sdxl(scale)
+    return models(place / f"sdxl-{count}x{scale:g}", count, like), like
 
 
-def models(directory: Path, count: int, like: Layout, filled: int | None = None) -> list[Path]:
-    """So many checkpoints of one layout in `directory`; those that are there already are left alone.
+def layout(tensors: Sequence[tuple[str, Dtype, tuple[int, ...]]], title: str = "") -> Layout:
+    """A checkpoint of these tensors: key, dtype and shape; its metadata has the title."""
+    return Safetensors().layout(tensors, METADATA | ({"title": title} if title else {}))
+
+
+def models(
+    directory: Path, count: int, like: Layout | Callable[[int], Layout], filled: int | None = None
+) -> list[Path]:
+    """So many checkpoints of one layout, or each of its own, in `directory`; those that are there are left alone.
 
     With `filled`, only so many bytes of every dtype are written, and what follows is a hole that reads as zeros: a
     model that takes no room. Raises `StorageError` if the others would not fit.
     """
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"{number:02}.safetensors" for number in range(1, count + 1)]
-    missing = [(number, path) for number, path in enumerate(paths, start=1) if not _is_there(path, like)]
-    size = like.size if filled is None else min(like.size, filled + len(like.head))
-    need(directory, len(missing) * size, f"{len(missing)} synthetic models")
-    for number, path in missing:
+    layouts = [like if isinstance(like, Layout) else like(number) for number in range(1, count + 1)]
+    every = enumerate(zip(paths, layouts, strict=True), start=1)
+    missing = [(number, path, its) for number, (path, its) in every if not _is_there(path, its)]
+    sizes = [its.size if filled is None else min(its.size, filled + len(its.head)) for _, _, its in missing]
+    need(directory, sum(sizes), f"{len(missing)} synthetic models")
+    for number, path, its in missing:
         unfinished = path.with_suffix(".unfinished")
         with unfinished.open("wb") as file:
-            file.truncate(like.size)
-            for offset, data in _content(like, number, filled):
+            file.truncate(its.size)
+            for offset, data in _content(its, number, filled):
                 file.seek(offset)
                 file.write(data)
             file.flush()

@@ -19,8 +19,8 @@ from benchmarks.figures import figure, interleaved, ratio
 from benchmarks.options import options, parser
 from benchmarks.place import emptied, machine, need, work_dir
 from benchmarks.program import merge
-from benchmarks.section import Picture, Section, Series, settings_of
-from benchmarks.synthetic import models, sdxl
+from benchmarks.section import Picture, Section, line, settings_of
+from benchmarks.synthetic import sdxl_models
 from benchmarks.tables import Table, markdown
 from mergeflow.errors import ConfigError, MergeflowError
 from mergeflow.tensors import si_bytes
@@ -68,9 +68,8 @@ def measure(wanted: Options, place: Path, executor: str = "local", most: int = m
         raise ConfigError(
             f"--models {wanted.models} is too few: each target has {FEWEST} or more; choose {FEWEST} at least"
         )
-    like = sdxl(wanted.scale)
     counts = [count for count in TARGETS if count <= most]
-    paths = models(place / "models", wanted.models, like)
+    paths, like = sdxl_models(place, wanted.models, wanted.scale)
     out = place / "out"
     need(place, max(counts) * like.size, f"{max(counts)} outputs")
     selections = lists(wanted.models, max(counts))
@@ -78,7 +77,7 @@ def measure(wanted: Options, place: Path, executor: str = "local", most: int = m
     way = disk.best_write(emptied(out), like.size)
 
     def run(arguments: Sequence[str], manifest: str = "manifest.json") -> tuple[float, float]:
-        ran = merge(place / "models", emptied(out), [*arguments, *common], manifest)
+        ran = merge(paths[0].parent, emptied(out), [*arguments, *common], manifest)
         return ran.seconds, ran.wall
 
     def apart(count: int) -> tuple[float, float]:
@@ -153,16 +152,7 @@ def _picture(took: dict[tuple[str, int], list[float]], counts: Sequence[int]) ->
     lines = []
     for name in (ONE_RUN, SWEEP, APART, WRITTEN):
         x = [count for count in counts if (name, count) in took]
-        y = [ratio(took[name, count], took[ONE_RUN, 1]) for count in x]
-        lines.append(
-            Series(
-                name,
-                tuple(map(float, x)),
-                tuple(one.median for one in y),
-                tuple(one.low for one in y),
-                tuple(one.high for one in y),
-            )
-        )
+        lines.append(line(name, x, [ratio(took[name, count], took[ONE_RUN, 1]) for count in x]))
     return Picture("targets", "Several targets from one reading", "targets", "times one target", tuple(lines))
 
 
