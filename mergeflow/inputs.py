@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from mergeflow.errors import ConfigError, FormatError, MergeflowError, StorageError
+from mergeflow.errors import ConfigError, FormatError, MergeflowError, StorageError, raise_all
 from mergeflow.recipe.modelset import model_set
 from mergeflow.recipe.recorded import recorded_tree
 from mergeflow.recipe.replay import Replay, changed
@@ -21,14 +21,14 @@ from mergeflow.storage.local import list_files
 from mergeflow.tensors import Checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
-    from mergeflow.interfaces import Format, Store
+    from mergeflow.interfaces import Format, ReadBytes, Store
     from mergeflow.recipe.modelset import ModelSet
     from mergeflow.recipe.request import Recipe, Request
     from mergeflow.recipe.tree import Tree
-    from mergeflow.tensors import Header, Identity
+    from mergeflow.tensors import Identity
 
 HEADERS_AT_ONCE = 8
 """Headers are small and far apart: what a network file system charges for them is waiting, so they wait together."""
@@ -46,19 +46,42 @@ def silent(total: int) -> AbstractContextManager[Callable[[int], None]]:
     return nullcontext(lambda _: None)
 
 
-def open_checkpoint(id: str, path: str, store: Store, format: Format) -> Checkpoint | MergeflowError:
-    """The checkpoint with its header, or why there is none."""
+def a_model(id: str) -> str:
+    """What a source is called in messages, where it is one of a model set."""
+    return f"model {id}"
+
+
+def open_checkpoint(
+    id: str, path: str, store: Store, format: Format, called: Callable[[str], str] = a_model
+) -> Checkpoint | MergeflowError:
+    """The checkpoint with its header, or why there is none; messages say what `called` makes of the id."""
     try:
-        return Checkpoint(id, path, store.stat(path), read_header(path, store, format))
+        stat = store.stat(path)
+        with _reading(path, store) as read:
+            return Checkpoint(id, path, stat, format.parse(read, stat.size))
     except FormatError as error:
-        return FormatError(f"model {id}: {path} cannot be used: {error}")
+        return FormatError(f"{called(id)}: {path} cannot be used: {error}")
     except MergeflowError as error:
-        return StorageError(f"model {id}: {error}")
+        return StorageError(f"{called(id)}: {error}")
 
 
-def read_header(path: str, store: Store, format: Format) -> Header:
-    """The header of a file, of which nothing else is read; raises `FormatError` or `StorageError`."""
-    size = store.stat(path).size
+def refuse_changed(
+    checkpoints: Iterable[Checkpoint], store: Store, again: str, called: Callable[[str], str] = a_model
+) -> None:
+    """Raise if a source was written to while it was read: what came of it is of nothing that ever was.
+
+    `again` is what to do once more, `called` as for `open_checkpoint`.
+    """
+    raise_all(
+        StorageError(f"{called(one.id)}: {one.path} was changed while it was being read; {again} again")
+        for one in checkpoints
+        if store.stat(one.path) != one.stat
+    )
+
+
+@contextmanager
+def _reading(path: str, store: Store) -> Iterator[ReadBytes]:
+    """What reads `count` bytes from `offset` of a file that is open meanwhile; raises `StorageError`."""
     reader = store.reader(path)
 
     def read(offset: int, count: int) -> bytes:
@@ -67,7 +90,7 @@ def read_header(path: str, store: Store, format: Format) -> Header:
         return bytes(buffer)
 
     try:
-        return format.parse(read, size)
+        yield read
     finally:
         reader.close()
 
@@ -136,15 +159,12 @@ class Inputs:
     def _open(self, id: str, path: str) -> Checkpoint | MergeflowError:
         return open_checkpoint(id, path, self._store, self._format)
 
-    def _header(self, path: str) -> Header:
-        return read_header(path, self._store, self._format)
-
     def _metadata(self, path: str) -> Mapping[str, str]:
         """The metadata of a merged file, or what somebody has saved of it as JSON."""
         try:
-            if path.endswith(".json"):
-                return _metadata_from(path, self._store)
-            return self._header(path).metadata
+            size = self._store.stat(path).size
+            with _reading(path, self._store) as read:
+                return _saved(read, size) if path.endswith(".json") else self._format.parse(read, size).metadata
         except FormatError as error:
             raise FormatError(f"recipe.file={path} cannot be used: {error}") from error
         except StorageError as error:
@@ -167,19 +187,12 @@ class Inputs:
             return identities(paths, self._store, cache, progress)
 
 
-def _metadata_from(path: str, store: Store) -> dict[str, str]:
-    """What a .json file holds: metadata as it is in a header, or the header itself."""
-    size = store.stat(path).size
+def _saved(read: ReadBytes, size: int) -> dict[str, str]:
+    """What a .json file of `size` bytes holds: metadata as it is in a header, or the header itself."""
     if size > LARGEST_METADATA:
         raise FormatError(f"it has {size:,} bytes, and metadata at most {LARGEST_METADATA:,}")
-    reader = store.reader(path)
     try:
-        content = bytearray(size)
-        reader.read_into(memoryview(content), 0)
-    finally:
-        reader.close()
-    try:
-        told = json.loads(content)
+        told = json.loads(read(0, size))
         if isinstance(told, dict) and isinstance(told.get("__metadata__"), dict):
             told = told["__metadata__"]
         if not isinstance(told, dict):

@@ -9,9 +9,10 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mergeflow.errors import IncompatibleSources, MergeflowError, StorageError, raise_all
+from mergeflow.errors import IncompatibleSources, MergeflowError, raise_all
 from mergeflow.execute.coverage import Coverage
 from mergeflow.execute.digest import TrailingDigest, digest_of_tensors
+from mergeflow.inputs import refuse_changed
 from mergeflow.plan.fuse import fuse
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class _Drafts:
     def settle(self, digests: Sequence[str]) -> None:
         """Check that the outputs are what they should be, and make them durable."""
         try:
-            _unchanged(self.plan, self.store)
+            refuse_changed(self.plan.checkpoints, self.store, "merge")
             _same_as_recorded(self.plan, digests, self.store)
             for draft in self.drafts:
                 draft.sync()
@@ -215,16 +216,6 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _unchanged(plan: Plan, store: Store) -> None:
-    """A source that was written to while it was read has spoiled the result."""
-    changed = [
-        StorageError(f"model {checkpoint.id}: {checkpoint.path} was changed while it was being read; merge again")
-        for checkpoint in plan.checkpoints
-        if store.stat(checkpoint.path) != checkpoint.stat
-    ]
-    raise_all(changed)
 
 
 def _same_as_recorded(plan: Plan, digests: Sequence[str], store: Store) -> None:

@@ -9,25 +9,25 @@ from __future__ import annotations
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
-
-import torch
 
 from mergeflow.compare.result import OTHER, Comparison, Difference, KeyDifference, Match, together
 from mergeflow.compare.statistics import Statistics, combined, measured
 from mergeflow.compare.ulp import ulp_dtype
-from mergeflow.errors import ConfigError, FormatError, MergeflowError, StorageError, raise_all
+from mergeflow.errors import ConfigError, MergeflowError, raise_all
 from mergeflow.execute.block import Block
+from mergeflow.execute.local import at_work
 from mergeflow.formats.safetensors import Safetensors
+from mergeflow.inputs import open_checkpoint, refuse_changed
 from mergeflow.storage.local import LocalStore
 from mergeflow.tensors import Checkpoint, Dtype, TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from mergeflow.interfaces import Format, Reader, Store
+    from mergeflow.interfaces import Reader, Store
     from mergeflow.recipe.architecture import Architecture
 
 LOCAL = LocalStore()
@@ -82,15 +82,9 @@ def open_pair(a: str, b: str, architecture: Architecture, store: Store = LOCAL) 
     Raises `StorageError` or `FormatError` for a file that cannot be read or is no checkpoint, `Problems` for two.
     """
     format = Safetensors()
-    opened: list[Checkpoint] = []
-    problems: list[MergeflowError] = []
-    for id, path in (("a", a), ("b", b)):
-        try:
-            opened.append(_open(id, path, store, format))
-        except MergeflowError as error:
-            problems.append(error)
-    raise_all(problems)
-    one, other = opened
+    opened = [open_checkpoint(id, path, store, format, called=str) for id, path in (("a", a), ("b", b))]
+    raise_all(problem for problem in opened if isinstance(problem, MergeflowError))
+    one, other = (checkpoint for checkpoint in opened if isinstance(checkpoint, Checkpoint))
     matches = [match for match in _shared(one, other) if _real(match.a).shape == _real(match.b).shape]
     return Pair(one, other, architecture, tuple(sorted(matches, key=lambda match: match.a.begin)))
 
@@ -114,21 +108,13 @@ def compare_pair(
     batches = list(_batches(pair))
     parts: dict[int, list[Statistics]] = {}
     crew = _Crew(pair, store)
-    teams = torch.get_num_threads()
-    torch.set_num_threads(1)  # these threads share the cores; a team of torch's own for each would be in the way
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="compare")
-    try:
+    with at_work(crew, threads, "compare") as pool:
         futures = {pool.submit(crew.count, batch): number for number, batch in enumerate(batches)}
         for done in as_completed(futures):
             number = futures[done]
             parts[number] = done.result()
             progress(sum(crew.bytes_of(tile) for tile in batches[number]))
-    finally:
-        crew.stopped.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-        crew.close()
-        torch.set_num_threads(teams)
-    _unchanged(pair, store)
+    refuse_changed((pair.a, pair.b), store, "compare", called=str)
     tensors = _by_tensor(pair, (zip(batch, parts[number], strict=True) for number, batch in enumerate(batches)))
     components, total = _by_component(pair, tensors)
     return Comparison(pair.a, pair.b, components, total, tensors, pair.bytes_to_read, time.perf_counter() - began)
@@ -179,28 +165,6 @@ class _Crew:
         """Give the files back, once no thread works any more."""
         for reader in self._readers:
             reader.close()
-
-
-def _open(id: str, path: str, store: Store, format: Format) -> Checkpoint:
-    try:
-        stat = store.stat(path)
-        reader = store.reader(path)
-    except StorageError as error:
-        raise StorageError(f"{id}: {error}") from error
-
-    def read(offset: int, count: int) -> bytes:
-        buffer = bytearray(count)
-        reader.read_into(memoryview(buffer), offset)
-        return bytes(buffer)
-
-    try:
-        return Checkpoint(id, path, stat, format.parse(read, stat.size))
-    except FormatError as error:
-        raise FormatError(f"{id}: {path} cannot be used: {error}") from error
-    except StorageError as error:
-        raise StorageError(f"{id}: {error}") from error
-    finally:
-        reader.close()
 
 
 def _shared(a: Checkpoint, b: Checkpoint) -> Iterator[Match]:
@@ -282,12 +246,3 @@ def _by_component(pair: Pair, tensors: Sequence[KeyDifference]) -> tuple[tuple[D
         if name in present
     )
     return components, difference("all", list(owners))
-
-
-def _unchanged(pair: Pair, store: Store) -> None:
-    """A file that was written to while it was read has been compared with nothing that ever was."""
-    raise_all(
-        StorageError(f"{checkpoint.id}: {checkpoint.path} was changed while it was being read; compare again")
-        for checkpoint in (pair.a, pair.b)
-        if store.stat(checkpoint.path) != checkpoint.stat
-    )

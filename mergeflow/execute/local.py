@@ -4,18 +4,48 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from mergeflow.execute.shard import OpenFiles, ShardWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from mergeflow.execute.shard import Job
     from mergeflow.interfaces import Receipt
     from mergeflow.recipe.request import Budget
+
+
+class Threads(Protocol):
+    """What threads share while they work."""
+
+    stopped: threading.Event
+    """Set when the work is given up, or done."""
+
+    def close(self) -> None:
+        """Give the files back, once no thread works any more."""
+        ...
+
+
+@contextmanager
+def at_work(crew: Threads, threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """So many threads for a crew; whatever ends it, they are stopped and have ended before its files are closed.
+
+    They share the cores: a team of torch's own for each would be in the way, so there is none meanwhile.
+    """
+    teams = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    try:
+        yield pool
+    finally:
+        crew.stopped.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+        crew.close()
+        torch.set_num_threads(teams)
 
 
 class Crew:
@@ -57,14 +87,6 @@ class LocalExecutor:
     def map(self, job: Job, shards: Sequence[int]) -> Generator[Receipt, None, None]:
         """Run every shard, yielding receipts as they come; see `interfaces.Executor`."""
         crew = Crew(job, self._workers)
-        teams = torch.get_num_threads()
-        torch.set_num_threads(1)  # these threads share the cores; a team of torch's own for each would be in the way
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mergeflow")
-        try:
+        with at_work(crew, self._threads, "mergeflow") as pool:
             for done in as_completed([pool.submit(crew.run, shard) for shard in shards]):
                 yield done.result()
-        finally:
-            crew.stopped.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            crew.close()
-            torch.set_num_threads(teams)
