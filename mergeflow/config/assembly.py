@@ -9,26 +9,7 @@ from mergeflow.errors import ConfigError, MergeflowError, raise_all
 from mergeflow.recipe.assembly import Assembly
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from mergeflow.config import schema
-
-NO_EFFECT = (
-    "a",
-    "b",
-    "dtype",
-    "hashes",
-    "keys",
-    "method",
-    "models",
-    "nonfinite",
-    "position_ids",
-    "recipe",
-    "selection",
-    "series",
-    "target",
-)
-"""Options of a merge: an assembly copies tensors as they are, from files that are named."""
 
 
 def to_assembly(config: schema.Config) -> Assembly:
@@ -55,11 +36,3 @@ def to_assembly(config: schema.Config) -> Assembly:
         budget=budget,
         overwrite=config.overwrite,
     )
-
-
-def ignored_by_an_assembly(overrides: Iterable[str]) -> Iterator[ConfigError]:
-    """What is typed beside `job=assemble` that has nothing to do with it."""
-    for override in overrides:
-        name = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        if name.partition(".")[0] in NO_EFFECT:
-            yield ConfigError(f"{name} has no effect on job=assemble, which copies tensors as they are; leave it out")

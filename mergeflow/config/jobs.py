@@ -14,9 +14,10 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from mergeflow.config import schema
-from mergeflow.config.assembly import ignored_by_an_assembly, to_assembly
+from mergeflow.config.assembly import to_assembly
 from mergeflow.config.convert import absolute, to_architecture, to_config, to_objective, to_pair, to_request
-from mergeflow.config.words import ignored_by_a_replay, misread_numbers
+from mergeflow.config.ignored import ignored
+from mergeflow.config.words import misread_numbers
 from mergeflow.errors import MergeflowError, raise_all
 from mergeflow.objective import check, score
 
@@ -116,10 +117,7 @@ def read(composed: DictConfig, hydra: Any) -> schema.Config:
     config = to_config(composed)
     if hydra.mode == RunMode.MULTIRUN:
         config.out = runtime.output_dir
-    if config.recipe.kind is schema.RecipeKind.file:
-        raise_all(ignored_by_a_replay(hydra.overrides.task))
-    if config.job is schema.Job.assemble:
-        raise_all(ignored_by_an_assembly(hydra.overrides.task))
+    raise_all(ignored(config, hydra.overrides.task, runtime.choices))
     return config
 
 

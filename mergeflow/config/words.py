@@ -41,16 +41,6 @@ _FILES = re.compile(r"path=file://(.*)")
 _UNKNOWN_KEY = re.compile(
     r"(?:Could not override|Key) '([^']+)'(?: is not in struct| not in |\. No match in the defaults)"
 )
-DECIDED_BY_THE_FILE = (
-    "dtype",
-    "keys",
-    "method",
-    "models.composites",
-    "nonfinite",
-    "position_ids",
-    "selection",
-    "target",
-)
 _SAYINGS = (
     (re.compile(r"field '(.+)' is not Optional"), r"\1 cannot be null"),
     (
@@ -121,16 +111,6 @@ def _in_braces(argument: str) -> str | None:
         name = re.sub(r"([\\()\[\]{}:,])", r"\\\1", entry["name"])
         return f"++{entry['above']}={{{name}: {_text(entry['value'])}}}"
     return None
-
-
-def ignored_by_a_replay(overrides: Iterable[str]) -> Iterator[ConfigError]:
-    """What is typed beside `recipe=file` that the file itself decides."""
-    for override in overrides:
-        name = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        if name == "experiment":
-            yield ConfigError("an experiment chooses what recipe=file tells; leave it out, and give models= and arch=")
-        elif name.startswith(DECIDED_BY_THE_FILE) and name not in ("target", "target.recorded.file"):
-            yield ConfigError(f"{name} has no effect with recipe=file, whose recipe tells it; leave {name}= out")
 
 
 def in_plain_words(error: Exception) -> ConfigError:

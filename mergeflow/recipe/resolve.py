@@ -12,7 +12,7 @@ from mergeflow.recipe.modelset import ModelSet, model_set
 from mergeflow.recipe.request import COPY, PAIRWISE, REST, Part, PartRequest, Recipe, Target
 from mergeflow.recipe.selection import parse_selection
 from mergeflow.recipe.series import expanded, written_list
-from mergeflow.recipe.shapes import grow, multiplier_problems
+from mergeflow.recipe.shapes import TreeOptions, grow, multiplier_problems
 from mergeflow.recipe.tree import VAE
 from mergeflow.tensors import OUTPUT_DTYPES, some
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from mergeflow.recipe.request import Request, TargetRequest
     from mergeflow.recipe.tree import Tree
+
+TOLD_BY_A_TREE = ("shape", "save_half", "bake")
+"""Options of trees that a recorded one has of its own; multipliers are looked for in all trees that are made."""
 
 
 def resolve(request: Request, names: Iterable[str], recorded: Callable[[ModelSet], Tree] | None = None) -> Recipe:
@@ -186,10 +189,10 @@ def _tree_contradictions(request: Request, recorded: bool) -> Iterator[Mergeflow
     targets = [target.name for target in request.targets if target.recorded]
     if recorded and not targets:
         yield ConfigError("recipe= has no effect: no target is made of the recorded tree; use target=recorded")
-    if targets and len(targets) == len(request.targets) and (tree.shape, tree.bake) != ("balanced", "none"):
-        yield ConfigError(
-            "method.shape and method.bake have no effect on a recorded tree, which tells both; leave them"
-        )
+    if targets and len(targets) == len(request.targets):
+        for name, usual in vars(TreeOptions()).items():
+            if name in TOLD_BY_A_TREE and vars(tree)[name] != usual:
+                yield ConfigError(f"method.{name} has no effect on a recorded tree, which tells it; leave it out")
     if policies.nonfinite == "skip" and pairwise:
         yield ConfigError("nonfinite=skip has no meaning for a tree; use error or propagate, or method=uniform")
     if policies.keys == "webui" and not pairwise:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mergeflow.config.assembly import ignored_by_an_assembly, to_assembly
+from mergeflow.config.assembly import to_assembly
 from mergeflow.config.convert import to_config, to_request
 from mergeflow.config.words import quote_texts
 from mergeflow.errors import MergeflowError
@@ -87,12 +87,6 @@ def test_an_assembly_needs_a_base_and_a_name(compose: Compose) -> None:
         "out is empty",
         "executor.workers=0 must be at least 1",
     ]
-
-
-def test_what_an_assembly_ignores_is_refused() -> None:
-    typed = ["job=assemble", "base=a", "++parts={te0: b}", "out=c", "arch=sdxl", "dtype=fp16", "+selection.a=all"]
-    told = [str(error).partition(" ")[0] for error in ignored_by_an_assembly(typed)]
-    assert told == ["dtype", "selection.a"]
 
 
 def test_files_of_an_assembly_have_no_effect_on_a_merge(compose: Compose) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
 from mergeflow.config.convert import to_config
-from mergeflow.config.words import ignored_by_a_replay, in_plain_words, misread_numbers, quote_texts
+from mergeflow.config.words import in_plain_words, misread_numbers, quote_texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -155,63 +155,6 @@ def test_whatever_text_is_quoted_reaches_the_config_unchanged(text: str) -> None
         assert read_by_hydra(argument) == text
     else:
         assert text[0] in "'\"$[" or text in ("null", "???")
-
-
-# what a recorded recipe decides
-
-
-@pytest.mark.parametrize(
-    "typed",
-    [
-        "dtype=fp16",
-        "keys=strict",
-        "keys.missing=skip",
-        "++keys.missing=skip",
-        "method=uniform",
-        "method.multipliers.te0-13=0.3",
-        "++method.multipliers={11a: 0.3}",
-        "models.composites={}",
-        "nonfinite=skip",
-        "position_ids=fix",
-        "selection=all",
-        "~selection.te0",
-        "+selection.mine=all",
-        "target.recorded.dtype=fp16",
-        "target.recorded.keys_from=05",
-    ],
-)
-def test_what_a_replay_would_ignore_is_refused(typed: str) -> None:
-    (problem,) = ignored_by_a_replay([typed])
-    name = typed.lstrip("+~").partition("=")[0]
-    assert str(problem) == f"{name} has no effect with recipe=file, whose recipe tells it; leave {name}= out"
-
-
-def test_an_experiment_beside_a_replay_is_refused() -> None:
-    (problem,) = ignored_by_a_replay(["experiment=round1"])
-    assert str(problem) == "an experiment chooses what recipe=file tells; leave it out, and give models= and arch="
-
-
-@pytest.mark.parametrize(
-    "typed",
-    [
-        "recipe=file",
-        "recipe.file=/x",
-        "recipe.check=false",
-        "recipe.name=a.safetensors",
-        "target=recorded",
-        "target.recorded.file=a.safetensors",
-        "models=folder",
-        "models.dir=/x",
-        "arch=any",
-        "out=/x",
-        "overwrite=true",
-        "hashes=true",
-        "executor.workers=2",
-        "job=plan",
-    ],
-)
-def test_what_a_replay_honours_may_be_typed(typed: str) -> None:
-    assert list(ignored_by_a_replay([typed])) == []
 
 
 # what Hydra says

@@ -10,9 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from safetensors import safe_open
+
+from tests.launch.conftest import Done
+
+if TYPE_CHECKING:
+    from tests.launch.conftest import Call
 
 ROOT = Path(__file__).resolve().parents[2]
 X17, X11C = (f"{name}-AstolfoMix-x13te0x14te1.safetensors" for name in ("x17", "x11c"))
@@ -206,7 +212,7 @@ MISTAKES = {
     "a choice beside a recipe that makes it": (
         ["recipe=file", "recipe.file=nowhere.json", "dtype=fp32"],
         2,
-        "dtype has no effect with recipe=file, whose recipe tells it; leave dtype= out",
+        "dtype has no effect with recipe=file, whose recipe tells it; leave it out",
     ),
     "an unknown node": (
         ["method=pairwise", "method.multipliers.te0-31=0.3"],
@@ -214,24 +220,52 @@ MISTAKES = {
         "method.multipliers names 'te0-31', which is neither a node nor a level of any tree; did you mean 'te0-3'? "
         "(job=plan draws the trees with their names)",
     ),
-    "nothing to compare": (["job=compare"], 2, "job=compare needs two files: give a=FILE b=FILE"),
-    "nothing to compare with": (["job=compare", "a=x"], 2, "job=compare needs two files: give a=FILE b=FILE"),
-    "files to compare that are missing": (["job=compare", "a=x 1", "b=y,2"], 1, "y,2 does not exist"),
     "files to compare for another job": (["a=x", "b=y"], 2, "a= and b= are for job=compare, and have no effect on "),
 }
+COMPARISONS = {
+    "nothing to compare": ([], 2, "job=compare needs two files: give a=FILE b=FILE"),
+    "nothing to compare with": (["a=x"], 2, "job=compare needs two files: give a=FILE b=FILE"),
+    "files to compare that are missing": (["a=x 1", "b=y,2"], 1, "y,2 does not exist"),
+    "options of a merge for a comparison": (
+        ["a=x", "b=y", "target=x17"],
+        2,
+        "target has no effect on job=compare, which reads two files as they are; leave it out",
+    ),
+}
+AS_PROCESSES = ("a typo in an option", "a folder that is missing", "an unknown id")
+"""The others are told by the same program, called within the process of the test: it need not start anew for each."""
 
 
 @pytest.mark.parametrize(("arguments", "code", "words"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_mistake_gets_a_short_answer_and_no_traceback(
-    arguments: list[str], code: int, words: str, demo: list[str], tmp_path: Path
+def test_a_mistake_gets_a_short_answer(
+    arguments: list[str], code: int, words: str, demo: list[str], tmp_path: Path, call: Call
 ) -> None:
-    done = launch(*demo, *arguments, cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert words in done.stderr
-    assert done.stderr.startswith("mergeflow: ")
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) <= 6
+    assert_short_answer(call(*demo, *arguments), code, words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), COMPARISONS.values(), ids=COMPARISONS.keys())
+def test_a_mistake_in_a_comparison_gets_a_short_answer(
+    arguments: list[str], code: int, words: str, tmp_path: Path, call: Call
+) -> None:
+    assert_short_answer(call("job=compare", "out=out", *arguments), code, words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", AS_PROCESSES)
+def test_a_mistake_gets_a_short_answer_from_a_process_too(name: str, demo: list[str], tmp_path: Path) -> None:
+    arguments, code, words = MISTAKES[name]
+    done = launch(*demo, *arguments, cwd=tmp_path)
+    assert_short_answer(Done(done.returncode, done.stdout, done.stderr), code, words)
+    assert not (tmp_path / "out").exists()
+
+
+def assert_short_answer(done: Done, code: int, words: str) -> None:
+    assert done.code == code, done.err
+    assert words in done.err
+    assert done.err.startswith("mergeflow: ")
+    assert "Traceback" not in done.err
+    assert len(done.err.splitlines()) <= 6
 
 
 def test_an_id_that_yaml_reads_as_octal_is_refused(demo: list[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeflow.config import schema
-from mergeflow.errors import MergeflowError
+from mergeflow.errors import ConfigError, MergeflowError
 from mergeflow.recipe import request as module
 from mergeflow.recipe.architecture import Architecture, architecture
 from mergeflow.recipe.request import (
@@ -26,6 +26,8 @@ from mergeflow.recipe.request import (
     TargetRequest,
 )
 from mergeflow.recipe.resolve import resolve
+from mergeflow.recipe.shapes import TreeOptions
+from mergeflow.recipe.tree import Node, Tree
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 TOY = architecture("toy", "fp16", {}, {name: {"tensors": {f"{name}.w": [2]}} for name in ("text", "image", "vae")})
@@ -337,3 +339,34 @@ def test_an_absent_member_of_a_composite_in_a_list_is_refused() -> None:
 @pytest.mark.parametrize("name", ["Missing", "Surplus", "Integers", "Nonfinite"])
 def test_the_policies_are_those_that_may_be_typed(name: str) -> None:
     assert list(get_args(getattr(module, name))) == [choice.value for choice in getattr(schema, name)]
+
+
+# recorded trees
+
+
+TREE = Tree(("01", "02"), (Node("n", (0, 1), 0.2),))
+RECORDED = TargetRequest("recorded", "recorded.safetensors", recorded=True)
+OPTIONS = {
+    "shape": TreeOptions("chain"),
+    "save_half": TreeOptions(save_half=False),
+    "bake": TreeOptions(bake="top", vae="03"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_trees_are_refused_where_a_recorded_tree_makes_everything(name: str) -> None:
+    request = asked(RECORDED, method="pairwise", tree=OPTIONS[name])
+    with pytest.raises(ConfigError) as caught:
+        resolve(request, [], lambda _: TREE)
+    assert str(caught.value) == f"method.{name} has no effect on a recorded tree, which tells it; leave it out"
+
+
+@pytest.mark.parametrize("name", ["shape", "save_half"])
+def test_options_of_trees_are_for_the_lists_beside_a_recorded_tree(name: str) -> None:
+    request = asked(RECORDED, WANTED, method="pairwise", tree=OPTIONS[name])
+    recorded, listed = resolve(request, [], lambda _: TREE).targets
+    assert {part.tree for part in recorded.parts} == {TREE}
+    for part in listed.parts:
+        assert part.tree is not None
+        assert any(not node.save_half for node in part.tree.nodes) == (name == "save_half")
+        assert (part.tree.levels[-1] == len(part.tree.nodes)) == (name == "shape" or len(part.tree.nodes) < 3)
