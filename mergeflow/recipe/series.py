@@ -243,8 +243,6 @@ def _contradictions(request: Request, series: SeriesRequest) -> Iterator[ConfigE
             )
         elif series.components.count(name) > 1:
             yield ConfigError(f"series.components names '{name}' twice; name it once")
-    if request.recorded is not None:
-        yield ConfigError("a recorded tree has no series; leave out recipe= or series=")
     if series.base is not None and series.kind != "swap":
         yield ConfigError(
             f"series.base is one model, and series={series.kind} varies a list; use series.target, or series=swap"

@@ -77,9 +77,10 @@ def test_series_and_assemblies_are_swept(call: Call, demo: list[str], tmp_path: 
 
 
 def test_a_series_that_cannot_be_is_bad_usage(call: Call, demo: list[str]) -> None:
-    done = call(*demo, "series=add_one", "series.components=[te0,te2]", "recipe=x39a", "series.target=x17")
-    assert done.code == 2
-    assert "a recorded tree has no series" in done.err
+    for recipe in (["recipe=x39a"], ["recipe=file", "recipe.file=nowhere.safetensors"]):
+        done = call(*demo, "series=add_one", "series.components=[te0,te2]", "series.target=recorded", *recipe)
+        assert done.code == 2
+        assert done.err == "mergeflow: a recorded tree has no series; leave out recipe= or series=\n"
     done = call(*demo, "series=add_one", "series.components=[te0,te2]", "series.target=x11c")
     assert done.code == 2
     assert "series.components names 'te2'" in done.err
