@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from omegaconf import OmegaConf
 
 from mergeflow.config import schema
+from mergeflow.config.paths import absolute
 from mergeflow.config.series import series_problems, to_series
 from mergeflow.errors import ConfigError, MergeflowError, raise_all
 from mergeflow.objective import Objective
@@ -232,12 +233,6 @@ def to_bytes(text: str) -> int:
     if match is None or match[2].lower() not in units:
         raise ConfigError(f"executor.memory={text} is not a size; write 512MiB, 4GiB or 2GB")
     return int(Fraction(match[1]) * units[match[2].lower()])
-
-
-def absolute(path: str) -> str:
-    """The path without `~` and not relative to anything; links are left as they are."""
-    # Path.absolute keeps `..`, and Path.expanduser fails for a user that does not exist.
-    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
 def _target(name: str, target: schema.Target) -> TargetRequest:

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 
 from mergeflow.config import schema
 from mergeflow.config.assembly import to_assembly
-from mergeflow.config.convert import absolute, to_architecture, to_config, to_objective, to_pair, to_request
+from mergeflow.config.convert import to_architecture, to_config, to_objective, to_pair, to_request
 from mergeflow.config.ignored import ignored
+from mergeflow.config.paths import absolute
 from mergeflow.config.words import misread_numbers
 from mergeflow.errors import MergeflowError, raise_all
 from mergeflow.objective import check, score

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mergeflow.config import schema
+from mergeflow.config.paths import absolute
 from mergeflow.errors import ConfigError
 from mergeflow.recipe.request import SeriesRequest
+from mergeflow.recipe.series import SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +23,7 @@ def to_series(series: schema.Series) -> SeriesRequest | None:
         components=(series.components,) if isinstance(series.components, str) else tuple(series.components),
         selection=series.selection,
         target=series.target,
-        base=series.base,
+        base=absolute(series.base) if series.base and series.base.endswith(SUFFIX) else series.base,
         write=series.write.value,
         with_base=series.with_base,
     )

@@ -69,7 +69,7 @@ class SeriesRequest:
     target: str | None = None
     """The base, where the run has several targets."""
     base: str | None = None
-    """The base of a `swap`, where it is no target but one model as it is."""
+    """The base of a `swap`, where it is no target but one model as it is: its id, or the absolute path of a file."""
     write: SeriesWrite = "file"
     with_base: bool | None = None
     """Whether the base is written too; None for where it is of use."""

@@ -11,7 +11,7 @@ from mergeflow.recipe.ids import nearest
 from mergeflow.recipe.modelset import ModelSet, model_set
 from mergeflow.recipe.request import COPY, PAIRWISE, REST, Part, PartRequest, Recipe, Target
 from mergeflow.recipe.selection import parse_selection
-from mergeflow.recipe.series import expanded, written_list
+from mergeflow.recipe.series import expanded, with_base_file, written_list
 from mergeflow.recipe.shapes import TreeOptions, grow, multiplier_problems
 from mergeflow.recipe.tree import VAE
 from mergeflow.tensors import OUTPUT_DTYPES, some
@@ -36,6 +36,7 @@ def resolve(request: Request, names: Iterable[str], recorded: Callable[[ModelSet
     models = model_set(names, source.pattern, source.composites, source.files, source.place)
     problems: list[MergeflowError] = []
     try:
+        models = with_base_file(models, request.series)
         request = expanded(request, models)
     except MergeflowError as error:
         problems.append(error)  # the targets are looked at as they are, to tell what is wrong with them too

@@ -33,6 +33,17 @@ def expanded(request: Request, models: ModelSet) -> Request:
     return request if request.series is None else _Expansion(request, request.series, models).run()
 
 
+def with_base_file(models: ModelSet, series: SeriesRequest | None) -> ModelSet:
+    """`models` and the file that is the base of `series`, unless it is one of them; raises `ConfigError`."""
+    path = None if series is None else series.base
+    if path is None or not path.endswith(SUFFIX) or path in models or path in models.paths.values():
+        return models
+    id = _stem(_name(path))
+    if id in models:
+        raise ConfigError(f"series.base: {path} would have the id of another model, '{id}'; rename one of the files")
+    return replace(models, paths={**models.paths, id: path})
+
+
 def written_list(where: str, name: str, lists: Mapping[str, Written]) -> Written:
     """The selection called `name`, as it is written; raises `ConfigError` that says `where` it is named."""
     if name in lists:
@@ -101,7 +112,7 @@ class _Expansion:
     def _one_model(self, id: str) -> TargetRequest:
         """Everything from one checkpoint, as it is."""
         try:
-            id = self._models.find(id)
+            id = self._id_of_base(id)
         except MergeflowError as error:
             raise ConfigError(f"series.base: {error}") from error
         if id in self._models.composites:
@@ -109,13 +120,18 @@ class _Expansion:
         parts = {name: PartRequest(model=id) for name in self._request.architecture.components}
         return TargetRequest(id, _stem(_name(self._models.paths[id])) + SUFFIX, components=parts)
 
+    def _id_of_base(self, base: str) -> str:
+        """The id of `series.base`, which may be written as the path of its file; raises `SelectionError`."""
+        by_path = {path: id for id, path in self._models.paths.items()}
+        return by_path[base] if base in by_path else self._models.find(base)
+
     def _tried(self) -> tuple[str, ...] | None:
         """What `series.selection` lists, if it is given; `all` needs no list."""
         name = self._series.selection
         if name is None:
             return None
         if name == ALL and name not in self._request.selections:
-            return tuple(self._models.paths)
+            return tuple(id for id, path in self._models.paths.items() if self._series.base not in (id, path))
         return parse_selection(name, written_list("series.selection", name, self._request.selections), self._models)
 
     def _varied(self, base: TargetRequest, tried: tuple[str, ...] | None) -> list[str]:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from mergeflow.config import schema
 from mergeflow.config.convert import (
     UNITS,
-    absolute,
     to_budget,
     to_bytes,
     to_config,
@@ -18,6 +17,7 @@ from mergeflow.config.convert import (
     to_request,
     to_source,
 )
+from mergeflow.config.paths import absolute
 from mergeflow.errors import ConfigError, MergeflowError
 from mergeflow.objective import Objective
 from mergeflow.plan.plan import Cell, Place, Strip

@@ -129,6 +129,19 @@ def test_with_a_model_as_base_no_target_is_needed() -> None:
     assert len(resolve(request, []).targets) == 2
 
 
+def test_any_file_is_a_base_too() -> None:
+    series = made(replace(SWAP, base="/elsewhere/found.safetensors", selection="all"), OTHER)
+    assert list(series) == ["-", *FILES]
+    assert lists(series["22"]) == {"te0": ("22",), "te1": ("found",), "unet": ("found",)}
+    assert series["22"].file == "found-swap-te0-22.safetensors"
+
+
+def test_a_base_that_is_one_of_the_models_may_be_named_by_its_file_and_is_not_tried() -> None:
+    series = made(replace(SWAP, base=FILES["02"], selection="all"), OTHER)
+    assert list(series) == ["-", "01", "03", "21", "22"]
+    assert lists(series["22"])["te1"] == ("02",)
+
+
 # leave one out, add one
 
 
@@ -244,6 +257,10 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         (
             replace(SWAP, target="bass"),
             "series.target: there is no target 'bass'; did you mean 'base'? (there is base)",
+        ),
+        (
+            replace(SWAP, base="/elsewhere/2.safetensors", selection="tried"),
+            "series.base: /elsewhere/2.safetensors would have the id of another model, '2'; rename one of the files",
         ),
         (replace(SWAP, base="99", selection="tried"), "series.base: '99' is not in models.files"),
         (
