@@ -18,10 +18,10 @@ from mergeflow.recipe.resolve import resolve
 from mergeflow.recipe.webui import matched, recorded
 from mergeflow.storage.hashes import HashCache, identities
 from mergeflow.storage.local import list_files
-from mergeflow.tensors import Checkpoint
+from mergeflow.tensors import Checkpoint, some
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from mergeflow.interfaces import Format, ReadBytes, Store
@@ -197,6 +197,14 @@ def _saved(read: ReadBytes, size: int) -> dict[str, str]:
             told = told["__metadata__"]
         if not isinstance(told, dict):
             raise FormatError("it is JSON, but no table of metadata")
+        if isinstance(told.get("outputs"), list):
+            raise FormatError(_a_manifest(told["outputs"]))
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
     except (ValueError, RecursionError) as error:
         raise FormatError(f"it is not JSON ({error})") from error
+
+
+def _a_manifest(outputs: Sequence[object]) -> str:
+    """What is wrong with a manifest where metadata is expected, and what to give instead."""
+    files = [str(one["file"]) for one in outputs if isinstance(one, dict) and "file" in one]
+    return f"it is the manifest of a run, which has no recipe; give one of the files beside it: {some(files) or 'none'}"

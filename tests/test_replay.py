@@ -20,6 +20,7 @@ from mergeflow.recipe.recorded import read_merges
 from mergeflow.recipe.request import Budget, PartRequest, Policies, RecordedFile, TargetRequest
 from mergeflow.recipe.shapes import TreeOptions
 from mergeflow.recipe.tree import Rules
+from mergeflow.report.manifest import manifest, write_manifest
 from tests.models import (
     ANY,
     SMALLEST,
@@ -298,6 +299,19 @@ def test_a_json_file_that_holds_no_metadata_is_refused(
         open_plan(replay(path, small, tmp_path / "again"))
     assert str(caught.value).startswith(f"recipe.file={path}")
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("tool", ["mergeflow", "webui"])
+def test_the_manifest_is_no_recipe_and_says_which_file_has_one(tool: Any, small: Path, tmp_path: Path) -> None:
+    path = write_manifest(manifest(merge(tree(small, tmp_path)), "local"), str(tmp_path))
+    wanted = replay(path, small, tmp_path / "again")
+    assert isinstance(wanted.recorded, RecordedFile)
+    with pytest.raises(FormatError) as caught:
+        open_plan(replace(wanted, recorded=replace(wanted.recorded, tool=tool)))
+    assert str(caught.value) == (
+        f"recipe.file={path} cannot be used: it is the manifest of a run, which has no recipe; give one of the files "
+        "beside it: merged.safetensors"
+    )
 
 
 def test_a_json_file_that_is_larger_than_any_metadata_is_not_read(small: Path, tmp_path: Path) -> None:

@@ -47,11 +47,11 @@ def main() -> None:
             say(str(error))
         sys.exit(max(error.exit_code, Outcome.code))
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(str(in_plain_words(error)), 2)
+        _fail(str(in_plain_words(error, sys.argv[1:])), 2)
     except Exception as error:
         if Outcome.begun:
             raise
-        _fail(str(in_plain_words(error)), 2)
+        _fail(str(in_plain_words(error, sys.argv[1:])), 2)
     sys.exit(Outcome.code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from mergeflow.config import schema
 from mergeflow.config.convert import known_names
 from mergeflow.errors import ConfigError
 from mergeflow.recipe.ids import nearest, normal
@@ -41,6 +43,7 @@ _FILES = re.compile(r"path=file://(.*)")
 _UNKNOWN_KEY = re.compile(
     r"(?:Could not override|Key) '([^']+)'(?: is not in struct| not in |\. No match in the defaults)"
 )
+_NULL_GROUP = re.compile(r"Config group override must be a string or a list\. Got NoneType")
 _SAYINGS = (
     (re.compile(r"field '(.+)' is not Optional"), r"\1 cannot be null"),
     (
@@ -113,8 +116,11 @@ def _in_braces(argument: str) -> str | None:
     return None
 
 
-def in_plain_words(error: Exception) -> ConfigError:
-    """One or two sentences for what Hydra, OmegaConf or YAML refused, with the nearest name that exists."""
+def in_plain_words(error: Exception, typed: Sequence[str] = ()) -> ConfigError:
+    """One or two sentences for what Hydra, OmegaConf or YAML refused, with the nearest name that exists.
+
+    `typed` are the arguments, for where the error does not say which of them it is about.
+    """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return ConfigError(_no_such_option(error, error.missing_cfg_file))
     if isinstance(error, OverrideParseException):
@@ -127,6 +133,8 @@ def in_plain_words(error: Exception) -> ConfigError:
     reason = _first_line(deepest)
     unknown = _UNKNOWN_KEY.match(reason)
     key = str(getattr(deepest, "full_key", None) or (unknown[1] if unknown else ""))
+    if _NULL_GROUP.match(reason):
+        return ConfigError(_null_group(typed))
     if unknown:
         return ConfigError(_unknown_key(key, getattr(deepest, "parent_node", None)))
     for pattern, meaning in _SAYINGS:
@@ -148,6 +156,15 @@ def _not_read(override: str) -> str:
     if value.startswith(("[", "{")):
         return f"'{override}' cannot be read; check its brackets, quotes and commas"
     return f"'{override}' cannot be read; if its value is a text, put quotes around it: '{name}=\"{value}\"'"
+
+
+def _null_group(typed: Iterable[str]) -> str:
+    """What to say where `GROUP=null` is typed; some options may be null, but no group."""
+    optional = {field.name for field in fields(schema.Config) if str(field.type).endswith("None")}
+    null = [one.removesuffix("=null").lstrip("+") for one in typed if one.endswith("=null")]
+    groups = [name for name in null if "." not in name and name not in optional]
+    where = " and ".join(f"{name}=" for name in groups) or "a group"
+    return f"null is no option of {where}; leave it out, or choose one that --help shows"
 
 
 def _unknown_key(key: str, parent: object) -> str:

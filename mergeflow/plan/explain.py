@@ -50,16 +50,18 @@ def _output(output: Output, told: dict[object, str]) -> Iterator[str]:
         if part.method == COPY:
             yield f"  {part.component:<{width}}model {part.entries[0]} as it is, {written}"
             continue
-        models = f"{len(part.entries)} model{'' if len(part.entries) == 1 else 's'}"
-        checkpoints = "" if len(part.shares) == len(part.entries) else f" ({len(part.shares)} checkpoints)"
+        read = part.as_read()
+        models = f"{len(read.entries)} model{'' if len(read.entries) == 1 else 's'}"
+        checkpoints = "" if len(read.shares) == len(read.entries) else f" ({len(read.shares)} checkpoints)"
         yield f"  {part.component:<{width}}{how(part)} of {models}{checkpoints}, {written}"
-        models_and_how = part.tree or (part.entries, tuple(part.shares.items()))
-        if models_and_how in told:
-            yield f"{INDENT}{'by the tree of' if part.tree else 'the same as'} {told[models_and_how]}"
+        once = part.tree or (read.entries, tuple(read.shares.items()))
+        if read is not part or once not in told:
+            yield from _wrapped(" ".join(read.entries))
+            yield from _wrapped(shares_in_words(read))
+        if once in told:
+            yield f"{INDENT}{'by the tree of' if part.tree else 'the same as'} {told[once]}"
             continue
-        told[models_and_how] = f"{part.component} of {output.target.name}"
-        yield from _wrapped(" ".join(part.entries))
-        yield from _wrapped(shares_in_words(part))
+        told[once] = f"{part.component} of {output.target.name}"
         if part.tree is not None:
             yield from (INDENT + line for line in (*baked(part.tree), *draw(part.tree)))
 

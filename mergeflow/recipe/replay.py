@@ -32,13 +32,14 @@ from mergeflow.recipe.request import (
     RecordedFile,
     Target,
 )
-from mergeflow.recipe.tree import INPUTS, Arithmetic, Node, Rules, Scalars, Tree
+from mergeflow.recipe.tree import INPUTS, Arithmetic, Node, Rules, Scalars, Tree, of_vae_alone
 from mergeflow.recipe.webui.naming import printable
 from mergeflow.tensors import OUTPUT_DTYPES, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from mergeflow.recipe.architecture import Architecture
     from mergeflow.recipe.modelset import ModelSet
     from mergeflow.recipe.request import Request, TargetRequest
     from mergeflow.tensors import Checkpoint
@@ -103,7 +104,7 @@ class Replay:
             problems.append(ConfigError("recipe=file makes one output; give target=recorded and no other"))
         raise_all(problems)
         check = isinstance(request.recorded, RecordedFile) and request.recorded.check
-        target = self._target(request.targets[0], check)
+        target = self._target(request.targets[0], check, request.architecture)
         return Recipe(self._models, request.architecture, (target,), self.policies, request.budget)
 
     def differences(self, checkpoints: Iterable[Checkpoint]) -> list[str]:
@@ -152,12 +153,16 @@ class Replay:
             )
         return found
 
-    def _target(self, wanted: TargetRequest, check: bool) -> Target:
+    def _target(self, wanted: TargetRequest, check: bool, architecture: Architecture) -> Target:
         file = wanted.file or self._file
         if "/" in file or not file.endswith(".safetensors") or not file.isprintable():
             raise ConfigError(f"the output cannot be called '{printable(file)}'; give recipe.name=NAME.safetensors")
         same_as = self._path if check and not self._path.endswith(".json") else None
-        return Target(wanted.name, file, self._dtype, self._parts, self._keys_from, self._base, same_as)
+        parts = [
+            part if part.tree is None else replace(part, only_vae=of_vae_alone(architecture, part.component))
+            for part in self._parts
+        ]
+        return Target(wanted.name, file, self._dtype, tuple(parts), self._keys_from, self._base, same_as)
 
     def _is_rest(self, part: Part) -> bool:
         """Whether it is what belongs to no component, which only the web UI's rules for keys know."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from mergeflow.recipe.shapes import TreeOptions
@@ -192,6 +192,17 @@ class Part:
     """How `pairwise` goes about it."""
     rules: Rules | None = None
     """In whose arithmetic it does."""
+    only_vae: bool = False
+    """Whether all its tensors are a VAE's, so that those of models are not read where another VAE is baked in."""
+
+    def as_read(self) -> Part:
+        """The same part of nothing but the checkpoints that are read for it, with what they contribute."""
+        if self.tree is None or not self.only_vae:
+            return self
+        read, weights = self.tree.sources(baked=True), self.tree.weights(baked=True)
+        if {*read} == {*self.shares}:
+            return self
+        return replace(self, entries=read, shares={id: weights[id] for id in read})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mergeflow.recipe.request import COPY, PAIRWISE, REST, Part, PartRequest, Re
 from mergeflow.recipe.selection import parse_selection
 from mergeflow.recipe.series import expanded, with_base_file, written_list
 from mergeflow.recipe.shapes import TreeOptions, grow, multiplier_problems
-from mergeflow.recipe.tree import VAE
+from mergeflow.recipe.tree import VAE, of_vae_alone
 from mergeflow.tensors import OUTPUT_DTYPES, some
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class _Resolver:
         tree = self._grown[name, entries]
         self._bakes = self._bakes or self._has_vae(component)
         weights = tree.weights() if self.options.multipliers else shares
-        return Part(component, entries, weights, PAIRWISE, tree, self._request.rules)
+        return self._grown_part(component, entries, weights, tree)
 
     def _recorded(self, component: str, target: str) -> Part:
         """The recorded tree, or the mean with the weights that it amounts to."""
@@ -169,7 +169,7 @@ class _Resolver:
                 f"{target} is made of a recorded tree, and there is none; give recipe=x39a, webui or file"
             )
         if self._request.method == PAIRWISE:
-            return Part(component, tree.leaves, tree.weights(), PAIRWISE, tree, self._request.rules)
+            return self._grown_part(component, tree.leaves, tree.weights(), tree)
         weights = tree.weights(baked=self._has_vae(component))
         if negative := [id for id, weight in weights.items() if weight < 0]:
             raise ConfigError(
@@ -177,6 +177,10 @@ class _Resolver:
             )
         shares = {id: weight for id, weight in weights.items() if weight}
         return Part(component, tuple(shares), shares, self._request.method if len(shares) > 1 else COPY)
+
+    def _grown_part(self, component: str, entries: tuple[str, ...], shares: Mapping[str, Fraction], tree: Tree) -> Part:
+        only_vae = of_vae_alone(self._request.architecture, component)
+        return Part(component, entries, shares, PAIRWISE, tree, self._request.rules, only_vae)
 
     def _has_vae(self, component: str) -> bool:
         """Whether a VAE may be in a part: also in what no component has."""
@@ -197,7 +201,11 @@ def _tree_contradictions(request: Request, recorded: bool) -> Iterator[Mergeflow
     if policies.nonfinite == "skip" and pairwise:
         yield ConfigError("nonfinite=skip has no meaning for a tree; use error or propagate, or method=uniform")
     if policies.keys == "webui" and not pairwise:
-        yield ConfigError("keys=webui are the rules of a tree; use method=pairwise, or keys=strict")
+        chosen = ", which recipe= has chosen," if recorded else ""
+        yield ConfigError(
+            f"keys=webui{chosen} are the rules of a tree, and method={request.method} makes none; add keys=strict, or "
+            "use method=pairwise"
+        )
     if policies.keys == "webui" and policies.missing != "error":
         yield ConfigError(
             f"keys.missing={policies.missing} has no effect with keys=webui: A decides which keys there are"

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from mergeflow.recipe.architecture import Architecture
+
 Formula = Literal["weighted_sum", "add_difference", "no_interpolation"]
 Arithmetic = Literal["webui", "float32", "float64", "comfyui", "supermerger"]
 Scalars = Literal["opmath", "half"]
@@ -82,6 +84,21 @@ class Tree:
         """The checkpoints whose VAE is baked in anywhere."""
         return tuple(dict.fromkeys(node.bake for node in self.nodes if node.bake is not None))
 
+    def sources(self, *, baked: bool = False) -> tuple[str, ...]:
+        """The checkpoints that the result is made of: all leaves; or those of its VAE, if `baked`.
+
+        What stands below a node that bakes a VAE in has no part in that. Leaves keep their order, and come first.
+        """
+        reached, bakes = {self.top}, dict[str, None]()
+        for place in range(self.top, len(self.leaves) - 1, -1):
+            node = self.nodes[place - len(self.leaves)]
+            if place in reached and baked and node.bake is not None:
+                bakes[node.bake] = None
+            elif place in reached:
+                reached.update(node.inputs)
+        found = [id for place, id in enumerate(self.leaves) if place in reached or id in bakes]
+        return (*found, *(id for id in bakes if id not in found))
+
     def weights(self, *, baked: bool = False) -> dict[str, Fraction]:
         """What every checkpoint contributes, were nothing rounded; multipliers are taken as the decimals they show.
 
@@ -110,3 +127,9 @@ class Tree:
             "no_interpolation": (Fraction(1),),
         }[node.formula]
         return iter(zip(node.inputs, factors, strict=True))
+
+
+def of_vae_alone(architecture: Architecture, component: str) -> bool:
+    """Whether a component has no tensor that is not a VAE's."""
+    found = architecture.components.get(component)
+    return found is not None and not found.open and all(key.startswith(VAE) for key in found.keys)

@@ -58,6 +58,7 @@ def _parts(output: Output) -> str:
     for part in output.target.parts:
         if part.component not in dict(output.dtypes):
             continue
-        what = f"model {part.entries[0]}" if part.method == COPY else f"{part.method} of {len(part.entries)}"
+        entries = part.as_read().entries
+        what = f"model {entries[0]}" if part.method == COPY else f"{part.method} of {len(entries)}"
         made.append(f"{part.component}: {what}")
     return ", ".join(made)

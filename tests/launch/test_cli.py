@@ -196,7 +196,22 @@ MISTAKES = {
     "keys of a tree for a mean": (
         ["method=uniform", "keys=webui"],
         2,
-        "keys=webui are the rules of a tree; use method=pairwise, or keys=strict",
+        "keys=webui are the rules of a tree, and method=uniform makes none; add keys=strict, or use method=pairwise",
+    ),
+    "the mean of a recorded tree by its keys": (
+        ["recipe=x39a", "method=uniform"],
+        2,
+        "keys=webui, which recipe= has chosen, are the rules of a tree, and method=uniform makes none; add keys=strict",
+    ),
+    "a recipe beside an experiment": (
+        ["experiment=round1", "recipe=x39a"],
+        2,
+        "mergeflow: recipe=x39a has no effect with experiment=round1, which chooses the targets; leave one",
+    ),
+    "a recipe that is null": (
+        ["a=null", "recipe=null", "experiment=null"],
+        2,
+        "null is no option of recipe= and experiment=; leave it out, or choose one that --help shows",
     ),
     "a tree that no target takes": (
         ["recipe=x39a", "target=x17"],

@@ -3,15 +3,20 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 from textwrap import dedent
+from typing import TYPE_CHECKING
 
 import pytest
 
 from mergeflow.plan.explain import WIDTH, explain, shares_in_words
+from mergeflow.recipe.architecture import architecture
 from mergeflow.recipe.request import Budget, Part, PartRequest, Policies
 from mergeflow.recipe.shapes import TreeOptions
 from mergeflow.recipe.tree import Rules
 from mergeflow.tensors import Dtype, si_bytes
 from tests.plan.builders import OPEN, SINGLE, USUAL, checkpoint, planned
+
+if TYPE_CHECKING:
+    from mergeflow.recipe.shapes import Bake
 
 
 def test_the_page_of_a_plan_that_can_be_carried_out() -> None:
@@ -149,6 +154,39 @@ def test_the_page_of_a_plan_that_makes_trees() -> None:
                 by the tree of text of x17
           rest   pairwise (webui, fp16 scalars) of 4 models, written as F16
                 by the tree of text of x17""")
+
+
+WITH_VAE = architecture(
+    "with a VAE",
+    "fp16",
+    {},
+    {"text": {"tensors": {"text.w": [2]}}, "vae": {"tensors": {"first_stage_model.w": [2]}}},
+)
+
+
+@pytest.mark.parametrize(
+    ("bake", "read", "told"),
+    [
+        ("top", ["25"], ["pairwise (webui) of 1 model, ", "25", "share 1 each"]),
+        ("none", ["7", "20", "21"], ["pairwise (webui) of 3 models, "]),
+    ],
+    ids=["a VAE of another", "the models' own"],
+)
+def test_the_models_of_a_vae_are_those_that_are_read_for_it(bake: Bake, read: list[str], told: list[str]) -> None:
+    keys: dict[str, tuple[int, ...]] = {"text.w": (2,), "first_stage_model.w": (2,)}
+    plan = planned(
+        [checkpoint(id, keys) for id in ("7", "20", "21", "25")],
+        architecture=WITH_VAE,
+        selections={"models": "7,20,21"},
+        method="pairwise",
+        tree=TreeOptions(bake=bake, vae=None if bake == "none" else "25"),
+    )
+    by_key = {strip.key: [plan.checkpoints[source].id for source in strip.sources] for strip in plan.strips}
+    assert by_key == {"text.w": ["7", "20", "21"], "first_stage_model.w": read}
+    _, _, vae = explain(plan).partition("  vae   ")
+    lines = [line.strip() for line in vae.splitlines()]
+    assert lines[0] == f"{told[0]}written as F16"
+    assert lines[1 : len(told) + 1] == [*told[1:], "by the tree of text of made"]
 
 
 def test_trees_of_two_lists_are_both_drawn() -> None:

@@ -82,6 +82,22 @@ def test_a_vae_is_made_of_what_is_baked_in(tree: Tree, weights: dict[str, Fracti
     assert tree.weights(baked=True) == weights
 
 
+SOURCES = {
+    "nowhere": (SHARED, SHARED.leaves),
+    "below the top": (THREE, ("c", "v")),
+    "at the top": (TOP_BAKED, ("w",)),
+    "of a leaf": (BAKED["of a leaf"][0], ("b",)),
+    "in a difference": (BAKED["in a difference"][0], ("a", "b", "v")),
+    "of nothing but a leaf": (LEAF, LEAF.leaves),
+}
+
+
+@pytest.mark.parametrize(("tree", "sources"), SOURCES.values(), ids=SOURCES)
+def test_a_vae_has_its_own_sources(tree: Tree, sources: tuple[str, ...]) -> None:
+    assert tree.sources(baked=True) == sources
+    assert tree.sources() == tree.leaves
+
+
 def test_what_is_baked_in_is_named_once_and_in_order() -> None:
     assert (LEAF.baked, THREE.baked, TOP_BAKED.baked) == ((), ("v",), ("v", "w"))
     twice = Tree(("a", "b"), (Node("x", (0, 1), bake="w"), Node("y", (2, 1), bake="v"), Node("z", (3, 0), bake="w")))
