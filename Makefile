@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long lint bench clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python launch.py overwrite=true
@@ -36,6 +36,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the development tools into $(VENV)"
 	@$(PIP) --editable '.[dev]'
 	@touch $@
+
+# What is measured, and how: `make bench BENCH="floor merge --models 5 --scale 0.25 --dir /data/tmp"`
+BENCH ?= all
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks $(BENCH)
 
 clean:
 	rm -rf $(VENV) demo merged .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

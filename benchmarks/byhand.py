@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from safetensors.torch import load_file, save_file
+
 from benchmarks import disk
 from benchmarks.figures import Figure, figure, interleaved, ratio
 from benchmarks.place import emptied, machine, need
@@ -103,8 +105,6 @@ def make(paths: Sequence[Path], out: Path) -> ByHand:
 
 
 def _make(step: Step) -> None:
-    from safetensors.torch import load_file, save_file
-
     theta0, theta1 = load_file(step.a.path), load_file(step.b.path)
     for key, value in theta0.items():
         if value.is_floating_point():

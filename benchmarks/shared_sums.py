@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from benchmarks import tables
+from benchmarks.figures import figure, ratio
 from mergeflow.execute.arithmetic import Arithmetic
 from mergeflow.execute.block import Block
 from mergeflow.plan.families import shared_sums
@@ -74,22 +76,18 @@ def seconds(act: Callable[[], None]) -> float:
     return best
 
 
-def table(models: int, dtype: Dtype, targets: Sequence[int]) -> list[str]:
-    """Times as lines, each as a multiple of what one target takes."""
-    lines = [
-        f"{models} models in {dtype.code}, {PIECE:,} values of each, one thread",
-        f"{'targets':>8}{'alone':>12}{'':>8}{'shared':>12}{'':>8}{'saved':>8}",
-    ]
+def table(models: int, dtype: Dtype, targets: Sequence[int]) -> tables.Table:
+    """Times, each also as a multiple of what one target takes."""
+    rows: list[tuple[tables.Cell, ...]] = []
     one = 0.0
     for count in targets:
         strip = leaving_one_out(models, count, dtype)
         alone, shared = seconds(work(strip._replace(sums=()))), seconds(work(strip))
         one = one or alone
-        lines.append(
-            f"{count:>8}{alone * 1e3:>9.2f} ms{alone / one:>7.2f}x{shared * 1e3:>9.2f} ms{shared / one:>7.2f}x"
-            f"{1 - shared / alone:>8.0%}"
-        )
-    return lines
+        times = (figure([alone]), ratio([alone], [one]), figure([shared]), ratio([shared], [one]))
+        rows.append((count, *times, f"{1 - shared / alone:.0%}"))
+    title = f"{models} models in {dtype.code}, {PIECE:,} values of each, one thread"
+    return tables.Table(("targets", "alone", "to 1", "shared", "to 1", "saved"), tuple(rows), title)
 
 
 def main() -> None:
@@ -100,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     targets = [count for count in TARGETS if count <= options.models]
-    sys.stdout.write("\n".join(table(options.models, DTYPES[options.dtype], targets)) + "\n")
+    sys.stdout.write(tables.markdown(table(options.models, DTYPES[options.dtype], targets)) + "\n")
 
 
 if __name__ == "__main__":

@@ -106,8 +106,10 @@ def _content(like: Layout, number: int, filled: int | None) -> Iterator[tuple[in
             yield from _counted(together)
             continue
         begin, end = together[0].begin, together[-1].end
+        if filled is not None:
+            end = min(end, begin + filled)
         block = _block(number, dtype)
-        for offset in range(begin, end if filled is None else min(end, begin + filled), len(block)):
+        for offset in range(begin, end, len(block)):
             yield offset, block[: end - offset]
 
 

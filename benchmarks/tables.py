@@ -9,6 +9,9 @@ from benchmarks.figures import Figure
 from mergeflow.errors import ConfigError
 from mergeflow.tensors import si_bytes
 
+LEAST_SECONDS, MANY_SECONDS = 0.1, 100.0
+"""Less is told in milliseconds, more without hundredths."""
+
 Cell: TypeAlias = "str | int | Figure | None"
 
 
@@ -36,21 +39,22 @@ def text(cell: Cell) -> str:
         return cell
     if isinstance(cell, int):
         return f"{cell:,}"
-    middle = _amount(cell.median, cell.unit)
-    if cell.rounds < 2:
-        return middle
-    low, high = (_amount(value, cell.unit) for value in (cell.low, cell.high))
-    unit = {"s": " s", "x": "x"}.get(cell.unit, "")
-    return f"{middle} ({low.removesuffix(unit)} to {high.removesuffix(unit)})"
+    if cell.unit in ("B", "B/s"):
+        middle, low, high = (si_bytes(value) + cell.unit[1:] for value in (cell.median, cell.low, cell.high))
+    else:
+        factor, unit, digits = _shown(cell)
+        middle, low, high = (f"{value * factor:.{digits}f}" for value in (cell.median, cell.low, cell.high))
+        middle += unit
+    return middle if cell.rounds < 2 else f"{middle} ({low} to {high})"
 
 
-def _amount(value: float, unit: str) -> str:
-    if unit == "B":
-        return si_bytes(value)
-    if unit == "B/s":
-        return f"{si_bytes(value)}/s"
-    digits = 3 if abs(value) < 1 else 2 if abs(value) < 100 else 1
-    return f"{value:.{digits}f} {unit}" if unit == "s" else f"{value:.2f}{unit}"
+def _shown(cell: Figure) -> tuple[float, str, int]:
+    """What the values of a figure are multiplied by, the unit behind them, and how many digits they have."""
+    if cell.unit != "s":
+        return 1, cell.unit, 2
+    if cell.median < LEAST_SECONDS:
+        return 1000, " ms", 2
+    return 1, " s", 1 if cell.median >= MANY_SECONDS else 2
 
 
 def markdown(table: Table) -> str:

@@ -37,15 +37,21 @@ APART_UP_TO = 4
 """Targets; more runs of one each would only take longer."""
 FEWEST = 8
 """Models of a list."""
+LEAST_MODELS = 10
+"""With fewer there are not as many lists as targets."""
 ONE_RUN, SWEEP, APART, WRITTEN = "one run", "sweep", "a run each", "bytes written"
 
 
 def lists(count: int, targets: int, seed: int = 1) -> list[list[str]]:
-    """Ids for so many targets: all models, and then random choices of at least `FEWEST` of them, in order."""
+    """Ids for so many targets, all different: all models, then random choices of `FEWEST` of them or more, in order."""
     ids = [f"{number:02}" for number in range(1, count + 1)]
     chosen = random.Random(seed)
-    some = (chosen.sample(ids, chosen.randint(FEWEST, count)) for _ in range(targets - 1))
-    return [ids, *(sorted(choice, key=int) for choice in some)]
+    made = [ids]
+    while len(made) < targets:
+        some = sorted(chosen.sample(ids, chosen.randint(FEWEST, count - 1)), key=int)
+        if some not in made:
+            made.append(some)
+    return made
 
 
 def one_run(selections: Sequence[Sequence[str]]) -> list[str]:
@@ -64,9 +70,10 @@ def sweep(selections: Sequence[Sequence[str]]) -> list[str]:
 
 def measure(wanted: Options, place: Path, executor: str = "local", most: int = max(TARGETS)) -> Section:
     """Measure passes with up to `most` targets."""
-    if wanted.models < FEWEST:
+    if wanted.models < LEAST_MODELS:
         raise ConfigError(
-            f"--models {wanted.models} is too few: each target has {FEWEST} or more; choose {FEWEST} at least"
+            f"{wanted.models} models are too few for lists of {FEWEST} or more that all differ; choose {LEAST_MODELS} "
+            "with --models, or more (as one case of many, targets takes four times as many as --models says)"
         )
     counts = [count for count in TARGETS if count <= most]
     paths, like = sdxl_models(place, wanted.models, wanted.scale)
