@@ -187,9 +187,9 @@ class _Run:
         self._done[shard] = True
         while self._digested < len(self._done) and self._done[self._digested]:
             seconds = self._shards[self._digested].digest
-            self._digest.take(now, seconds)
-            if self._machine.nodes == 1:
-                self._first.cores.take(now, seconds)
+            hashed = self._digest.take(now, seconds)
+            if self._machine.nodes == 1:  # whose cores are known to be busy; of many, one is free for it
+                self._digest.free = max(hashed, self._first.cores.take(now, seconds))
             self._digested += 1
 
 

@@ -154,8 +154,8 @@ def check_table(checks: Sequence[Check], machine: Machine) -> list[str]:
     lines = [
         f"{machine.node.cores} cores, {machine.node.workers} worker(s); a core copies {costs.copy / 1e9:.1f} GB/s in "
         f"and {costs.write_copy / 1e9:.1f} GB/s out, merges {costs.arithmetic / 1e9:.1f} GB/s plus "
-        f"{costs.piece_call * 1e6:.0f} us for each piece and {costs.row_call * 1e6:.1f} us for each of its rows, hashes "
-        f"{1 / costs.digest / 1e9:.1f} GB/s; the disk takes {storage.write / 1e9:.1f} GB/s.",
+        f"{costs.piece_call * 1e6:.0f} us for each piece and {costs.row_call * 1e6:.1f} us for each of its rows, and "
+        f"hashes {1 / costs.digest / 1e9:.1f} GB/s; the disk takes {storage.write / 1e9:.1f} GB/s.",
         "",
         "| models | read and written | bound | predicted | measured | ratio | predicted / measured core seconds |",
         "|---|---|---|---|---|---|---|",
