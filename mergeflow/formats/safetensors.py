@@ -8,19 +8,19 @@ the library lets pass, each because two readers could make two things of it; the
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
+import math
 from collections import Counter
-from contextlib import contextmanager
 from reprlib import Repr
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mergeflow.collector import collector_paused
 from mergeflow.errors import FormatError
 from mergeflow.tensors import DTYPES, LAYOUT_ORDER, Header, Layout, TensorInfo, some
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from mergeflow.interfaces import ReadBytes
     from mergeflow.tensors import Dtype
@@ -66,7 +66,7 @@ class Safetensors:
         raw = _read_header(read, size)
         digest = hashlib.sha256(raw).hexdigest()
         if (digest, size) not in self._known:
-            with _collector_paused():
+            with collector_paused():
                 tensors, metadata = self._contents(raw, start=LENGTH_BYTES + len(raw), size=size)
             self._known[digest, size] = Header(tensors, metadata, digest)
         return self._known[digest, size]
@@ -75,21 +75,21 @@ class Safetensors:
         """Where the library would put every byte: by dtype (widest first), then by key."""
         ordered = sorted(tensors, key=lambda tensor: (LAYOUT_ORDER[tensor[1]], tensor[0]))
         table: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
-        placed: dict[str, TensorInfo] = {}
+        ends: dict[str, int] = {}
         offset = 0
         for key, dtype, shape in ordered:
-            if key in placed or key == METADATA:
-                _fail(f"a file cannot hold a tensor named {_show(key)}{' twice' if key in placed else ''}")
-            info = TensorInfo(dtype, shape, offset, offset)
-            info = info._replace(end=offset + info.elements * dtype.itemsize)
-            placed[key] = info
-            table[key] = {"dtype": dtype.code, "shape": shape, "data_offsets": (info.begin, info.end)}
-            offset = info.end
+            if key in ends or key == METADATA:
+                _fail(f"a file cannot hold a tensor named {_show(key)}{' twice' if key in ends else ''}")
+            begin, offset = offset, offset + math.prod(shape) * dtype.itemsize
+            table[key] = {"dtype": dtype.code, "shape": shape, "data_offsets": (begin, offset)}
+            ends[key] = offset
         head = _encode(table)
-        moved = {
-            key: info._replace(begin=info.begin + len(head), end=info.end + len(head)) for key, info in placed.items()
-        }
-        return Layout(head, moved, len(head) + offset)
+        placed: dict[str, TensorInfo] = {}
+        end = len(head)
+        for key, dtype, shape in ordered:
+            begin, end = end, len(head) + ends[key]
+            placed[key] = TensorInfo(dtype, shape, begin, end)
+        return Layout(head, placed, end)
 
     def _contents(self, raw: bytes, start: int, size: int) -> tuple[Mapping[str, TensorInfo], dict[str, str]]:
         """The tensors and the metadata. Many files differ in these alone, and then all tensors lie so much further."""
@@ -144,18 +144,6 @@ class Safetensors:
         if not in_order or expected != size:
             _check_cover(tensors, start, size)
         return tensors
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No cycles are made here, and a collector that keeps walking the growing tables doubles the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _read_header(read: ReadBytes, size: int) -> bytes:

@@ -47,6 +47,7 @@ class Agreement:
         self._reduced: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._settled: dict[tuple[object, ...], _Settled] = {}
         self._nowhere: dict[str, list[str]] = {}
+        self._at_home: set[str] = set()
 
     def settle(self, target: Target) -> tuple[list[Wanted], Findings]:
         """Every tensor of `target`, and what was found on the way. Only headers are looked at."""
@@ -151,10 +152,11 @@ class Agreement:
                 f"{part.component}: the shares have the common denominator {_shown(sum(listed.shares))}, and a mean is "
                 f"exact only below {SHARES_LIMIT:,}; use composites whose numbers of members have more in common"
             )
+        in_all = set(listed.headers[0]).intersection(*listed.headers[1:])
         for key, spec in self.keys(target, part):
             case = Case(key, part.component, spec)
             models: Models | None = listed
-            if not all(key in header for header in listed.headers):
+            if key not in in_all:
                 models = self.present(case, listed, target, findings)
             yield key, None if models is None else self._mean(case, models, target, part, findings)
 
@@ -188,7 +190,7 @@ class Agreement:
         alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for id in dict.fromkeys(id for part in target.parts for id in part.shares):
             if id not in self._nowhere:
-                self._nowhere[id] = sorted(key for key in self._headers[id] if self._belongs_nowhere(key))
+                self._nowhere[id] = self._homeless(id)
             extra = [key for key in self._nowhere[id] if key not in asked]
             if extra:
                 alike[tuple(extra)].append(id)
@@ -198,6 +200,13 @@ class Agreement:
                 findings.problems.append(f"{text}; leave it out of the lists, or choose keys.surplus=ignore")
             else:
                 findings.notes.append(f"{text}; ignored")
+
+    def _homeless(self, id: str) -> list[str]:
+        """The keys of a model that belong nowhere. Models have most keys in common, and each is looked at once."""
+        unknown = self._headers[id].keys() - self._at_home
+        homeless = {key for key in unknown if self._belongs_nowhere(key)}
+        self._at_home |= unknown - homeless
+        return sorted(homeless)
 
     def _belongs_nowhere(self, key: str) -> bool:
         owner = self.architecture.component_of(key)

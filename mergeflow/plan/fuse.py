@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from mergeflow.collector import collector_paused
 from mergeflow.errors import OverBudget
 from mergeflow.plan.strips import joined
 from mergeflow.plan.tiles import cut, memory_for
@@ -31,6 +32,7 @@ class Fused:
         return sum(plan.bytes_read for plan in self.alone)
 
 
+@collector_paused()
 def fuse(plans: Sequence[Plan]) -> Fused:
     """The pass that makes the outputs of all `plans`, none of which has problems; raises `OverBudget`.
 

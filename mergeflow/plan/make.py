@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from mergeflow.collector import collector_paused
 from mergeflow.errors import FormatError, IncompatibleSources, MergeflowError, OverBudget
 from mergeflow.plan.agree import Agreement
 from mergeflow.plan.metadata import metadata
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mergeflow.tensors import Checkpoint
 
 
+@collector_paused()
 def make_plan(recipe: Recipe, checkpoints: Sequence[Checkpoint], format: Format, out: str) -> Plan:
     """Everything that will happen. What forbids it is in `plan.problems`; nothing is raised for it.
 
@@ -84,21 +86,27 @@ def _work(
 
 
 def _parts(outputs: Sequence[Output], rows: Sequence[Sequence[Wanted]]) -> Iterator[Strip]:
-    """Every tensor that has elements, with what one output makes of it."""
+    """Every tensor that has elements, with what is made of it; outputs of a series have most tensors in common."""
+    places: dict[int, list[Place]] = {}
+    tensors: list[Wanted] = []
     for index, (output, wanted) in enumerate(zip(outputs, rows, strict=True)):
         for tensor in wanted:
-            infos = tensor.infos
-            if elements := infos[0].elements:
-                place = Place(index, output.layout.tensors[tensor.key].begin)
-                own = tuple(range(len(infos)))
-                yield Strip(
-                    key=tensor.key,
-                    elements=elements,
-                    sources=tensor.sources,
-                    dtypes=tuple([info.dtype for info in infos]),
-                    offsets=tuple([info.begin for info in infos]),
-                    cells=(Cell(tensor.method, tensor.dtype, own, tensor.shares, (place,), tensor.steps),),
-                )
+            if id(tensor) not in places:
+                places[id(tensor)] = []
+                tensors.append(tensor)
+            places[id(tensor)].append(Place(index, output.layout.tensors[tensor.key].begin))
+    for tensor in tensors:
+        infos = tensor.infos
+        if elements := infos[0].elements:
+            own, at = tuple(range(len(infos))), tuple(places[id(tensor)])
+            yield Strip(
+                key=tensor.key,
+                elements=elements,
+                sources=tensor.sources,
+                dtypes=tuple([info.dtype for info in infos]),
+                offsets=tuple([info.begin for info in infos]),
+                cells=(Cell(tensor.method, tensor.dtype, own, tensor.shares, at, tensor.steps),),
+            )
 
 
 def _written_as(wanted: Sequence[Wanted]) -> tuple[tuple[str, str], ...]:

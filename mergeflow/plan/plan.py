@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from mergeflow.tensors import Header
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mergeflow.errors import MergeflowError
     from mergeflow.interfaces import SharedSums, Step
     from mergeflow.recipe.request import Budget, Nonfinite, Target
@@ -36,6 +38,11 @@ class Cell(NamedTuple):
     """How a tree makes it of `rows`; empty for other methods."""
 
 
+def _bytes_of(dtypes: Sequence[Dtype]) -> int:
+    """Bytes that one element of each takes."""
+    return sum([dtype.itemsize for dtype in dtypes])
+
+
 class Strip(NamedTuple):
     """One tensor key in every source and every output that has it: what tiles are cut from."""
 
@@ -54,7 +61,7 @@ class Strip(NamedTuple):
     @property
     def bytes_per_element(self) -> int:
         """Bytes that one element takes in a block: all rows, and all rows of results."""
-        return sum(dtype.itemsize for dtype in self.dtypes) + sum(cell.dtype.itemsize for cell in self.cells)
+        return _bytes_of(self.dtypes) + _bytes_of([cell.dtype for cell in self.cells])
 
 
 class Tile(NamedTuple):
@@ -126,7 +133,7 @@ class Plan:
     @property
     def bytes_read(self) -> int:
         """Bytes of tensors that the run reads, each once."""
-        return sum(strip.elements * sum(dtype.itemsize for dtype in strip.dtypes) for strip in self.strips)
+        return sum(strip.elements * _bytes_of(strip.dtypes) for strip in self.strips)
 
     @property
     def bytes_written(self) -> int:

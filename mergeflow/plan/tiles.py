@@ -82,7 +82,7 @@ def cut(strips: Sequence[Strip], memory: Memory) -> tuple[tuple[Tile, ...], ...]
 def _tile_length(strip: Strip, room: int) -> int:
     """Elements of this strip's tiles when a block may have `room` bytes, which are enough for the shortest row."""
     slack = ROW_ALIGNMENT * (len(strip.sources) + len(strip.cells))
-    widest = max(dtype.itemsize for dtype in strip.dtypes)
+    widest = max([dtype.itemsize for dtype in set(strip.dtypes)])
     longest = min((room - slack) // strip.bytes_per_element, LONGEST_READ // widest)
     if strip.elements <= longest:
         return strip.elements
@@ -104,7 +104,7 @@ def _rounded_up(count: int) -> str:
 
 def _widened(strip: Strip) -> int:
     """Bytes of one piece of the fp8 rows, which are widened to fp16 before they are merged."""
-    return 2 * PIECE * sum(dtype.is_fp8 for dtype in strip.dtypes)
+    return 2 * PIECE * sum([dtype.is_fp8 for dtype in strip.dtypes])
 
 
 def _registers(strips: Sequence[Strip]) -> int:
