@@ -6,7 +6,7 @@ Each has a conformance suite in `tests/conformance/`; an implementation that pas
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     """`read(offset, count)`: so many bytes of one file, all of which lie inside it."""
 
 
+Io: TypeAlias = Literal["auto", "buffered", "direct"]
+"""How sources are read: through the page cache, past it, or each byte in the way that suits it."""
 SHARES_LIMIT = 1 << 26
 """What the shares of one mean add up to less than, as integers: a quotient is exact only below (`methods.exact`)."""
 SHARED_WORDS = 2

@@ -32,7 +32,8 @@ from mergeflow.errors import (
 from mergeflow.execute.local import LocalExecutor
 from mergeflow.merge import open_plan, run
 from mergeflow.recipe.request import Budget, ModelSource, Policies, TargetRequest
-from mergeflow.storage.local import LocalDraft, LocalFile, LocalStore
+from mergeflow.storage.files import LocalFile
+from mergeflow.storage.local import LocalDraft, LocalStore
 from tests.fakes import MemoryStore
 from tests.models import SMALLEST, merge, request, toy_models, toy_request, write_models
 

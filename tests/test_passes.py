@@ -16,7 +16,7 @@ from mergeflow.execute.local import LocalExecutor
 from mergeflow.merge import Result, open_plan, run, run_together
 from mergeflow.plan.fuse import fuse
 from mergeflow.recipe.request import Budget, Policies
-from mergeflow.storage.local import LocalDraft, LocalFile, LocalStore
+from mergeflow.storage.local import LocalDraft, LocalStore
 from tests.fakes import CountingStore, merged, overlaps
 from tests.models import request, toy_models, toy_request, write_models
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mergeflow.execute.shard import Job
     from mergeflow.interfaces import Receipt, Store
     from mergeflow.plan.plan import Plan
+    from mergeflow.storage.files import LocalFile
 
 BUDGET = Budget(workers=2, reads_in_flight=2, memory=1 << 28)
 ELEMENTS = 600_000

@@ -9,43 +9,36 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import resource
 import stat as kinds
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 from mergeflow.errors import StorageError
+from mergeflow.storage.files import LocalFile, open_file, refuse
+from mergeflow.storage.sources import SourceFile
 from mergeflow.tensors import FileStat
 
-DRAFT_SUFFIX = ".draft"
-FILE_MODE = 0o666
-"""What a new file allows, less the umask."""
+if TYPE_CHECKING:
+    from mergeflow.interfaces import Io
 
-REMEDIES = {
-    errno.ENOENT: "does not exist",
-    errno.EACCES: "may not be accessed; check its permissions",
-    errno.EPERM: "may not be accessed; check its permissions",
-    errno.EEXIST: "lies below something that is not a directory",
-    errno.EISDIR: "is a directory",
-    errno.ENOTDIR: "lies below something that is not a directory",
-    errno.ELOOP: "is a link that leads to itself",
-    errno.ENOSPC: "cannot be written: the disk is full; free some space or choose another out=",
-    errno.EDQUOT: "cannot be written: the disk quota is used up; free some space or choose another out=",
-    errno.EFBIG: "cannot be written: this file system or a limit forbids so large a file; choose another out=",
-    errno.EROFS: "cannot be written: the file system is read-only; choose another out=",
-    errno.EMFILE: "cannot be opened: this process has too many files open; raise `ulimit -n`",
-    errno.EIO: "cannot be read or written: the device reports an I/O error",
-    errno.ESTALE: "was replaced or removed on its server while it was open; run again",
-}
+DRAFT_SUFFIX = ".draft"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """What a file system without locks answers: NFS without a lock daemon, Lustre mounted without `flock`."""
 NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
 """What a file system answers that cannot sync a directory, or a directory that may be written but not read."""
 
 
+@dataclass(frozen=True)
 class LocalStore:
     """Plain files, opened by path."""
+
+    io: Io | None = None
+    """How files that are read once are read (`storage.sources`); None where they may be read again. Drafts are
+    always read through the page cache."""
+    landing: int = 0
+    """Bytes that each thread may use for reading past the page cache."""
 
     def stat(self, path: str) -> FileStat:
         """What identifies the regular file behind `path`, through links."""
@@ -54,7 +47,7 @@ class LocalStore:
         except OSError as error:
             if os.path.islink(path) and error.errno == errno.ENOENT:
                 raise StorageError(f"{path} is a link to {os.readlink(path)}, which does not exist") from error
-            _refuse(path, error)
+            refuse(path, error)
         if kinds.S_ISDIR(found.st_mode):
             raise StorageError(f"{path} is a directory, not a checkpoint file")
         if not kinds.S_ISREG(found.st_mode):
@@ -62,7 +55,9 @@ class LocalStore:
         return FileStat(found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino)
 
     def reader(self, path: str) -> LocalFile:
-        """The file, open for reading."""
+        """The file, open for reading; raises `StorageError`, also where it cannot be read as `io` says."""
+        if self.io is not None and not path.endswith(DRAFT_SUFFIX):
+            return SourceFile(path, self.io, self.landing)
         return LocalFile(path, os.O_RDONLY)
 
     def draft(self, path: str, size: int) -> LocalDraft:
@@ -72,53 +67,6 @@ class LocalStore:
     def writer(self, address: str) -> LocalFile:
         """The draft at `address`, open for writing."""
         return LocalFile(address, os.O_WRONLY)
-
-
-class LocalFile:
-    """One open file descriptor; the kernel keeps positioned calls of many threads apart."""
-
-    def __init__(self, path: str, flags: int) -> None:
-        self.path = path
-        try:
-            self._fd = _open(path, flags)
-        except OSError as error:
-            _refuse(path, error)
-
-    def read_into(self, view: memoryview, offset: int) -> None:
-        """Fill `view` from `offset`."""
-        done = 0
-        while done < len(view):
-            try:
-                count = os.preadv(self._fd, [view[done:]], offset + done)
-            except OSError as error:
-                _refuse(self.path, error)
-            if count == 0:
-                raise StorageError(
-                    f"{self.path} ends at byte {offset + done:,}, but {offset + len(view):,} were expected; "
-                    "it was changed while it was being read"
-                )
-            done += count
-
-    def write(self, view: memoryview, offset: int) -> None:
-        """Write all of `view` at `offset`."""
-        done = 0
-        while done < len(view):
-            try:
-                count = os.pwrite(self._fd, view[done:], offset + done)
-            except OSError as error:
-                _refuse(self.path, error)
-            if count == 0:
-                raise StorageError(f"{self.path} takes no more bytes at {offset + done:,}; its device gives no reason")
-            done += count
-
-    def close(self) -> None:
-        """Close the descriptor, once; a network file system may report only now that a write failed."""
-        descriptor, self._fd = self._fd, -1
-        if descriptor >= 0:
-            try:
-                os.close(descriptor)
-            except OSError as error:
-                _refuse(self.path, error)
 
 
 class LocalDraft:
@@ -136,19 +84,19 @@ class LocalDraft:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = self._locked()
         except OSError as error:
-            _refuse(self.address, error)
+            refuse(self.address, error)
         self._open = True
         try:
             os.ftruncate(self._fd, 0)
             os.ftruncate(self._fd, size)
         except OSError as error:
             self.discard()
-            _refuse(self.address, error)
+            refuse(self.address, error)
 
     def _locked(self) -> int:
         """A descriptor of the draft that nobody else holds."""
         while True:
-            descriptor = _open(self.address, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+            descriptor = open_file(self.address, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
             try:
                 self._lock(descriptor)
             except BaseException:
@@ -179,7 +127,7 @@ class LocalDraft:
         try:
             os.fsync(self._fd)
         except OSError as error:
-            _refuse(self.address, error)
+            refuse(self.address, error)
 
     def commit(self) -> None:
         """Sync the bytes, rename the draft to its final name, sync the directory."""
@@ -188,7 +136,7 @@ class LocalDraft:
             os.replace(self._draft, self._path)
             _sync_directory(self._path.parent)
         except OSError as error:
-            _refuse(self.address, error)
+            refuse(self.address, error)
         self._close()
 
     def discard(self) -> None:
@@ -216,19 +164,6 @@ def _sync_directory(directory: Path) -> None:
             raise
 
 
-def _open(path: str, flags: int) -> int:
-    """A descriptor; the limit on open files is raised as far as this process may, once it is met."""
-    try:
-        return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
-    except OSError as error:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if error.errno != errno.EMFILE or soft == hard:
-            raise
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
-
-
 def list_files(directory: str) -> list[str]:
     """The paths of all files in `directory`, not below it, links to files included; raises `StorageError`."""
     try:
@@ -236,7 +171,7 @@ def list_files(directory: str) -> list[str]:
             # `entry.is_dir` would raise on a link that leads to itself, and hide all the others.
             return sorted(entry.path for entry in entries if not os.path.isdir(entry.path))
     except OSError as error:
-        _refuse(directory, error)
+        refuse(directory, error)
 
 
 def free_bytes(directory: str) -> int:
@@ -245,7 +180,7 @@ def free_bytes(directory: str) -> int:
     try:
         found = os.statvfs(place)
     except OSError as error:
-        _refuse(str(place), error)
+        refuse(str(place), error)
     return found.f_bavail * found.f_frsize
 
 
@@ -272,8 +207,3 @@ def nearest_existing(directory: str) -> Path:
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     return place
-
-
-def _refuse(path: str, error: OSError) -> NoReturn:
-    reason = REMEDIES.get(error.errno or 0, f"cannot be used: {error.strerror}")
-    raise StorageError(f"{path} {reason}") from error

@@ -23,7 +23,8 @@ from mergeflow.execute.coverage import Coverage
 from mergeflow.execute.shard import Job, OpenFiles, ShardWorker
 from mergeflow.merge import open_plan
 from mergeflow.recipe.request import Budget
-from mergeflow.storage.local import LocalDraft, LocalFile, LocalStore
+from mergeflow.storage.files import LocalFile
+from mergeflow.storage.local import LocalDraft, LocalStore
 from tests.models import request, write_models
 
 if TYPE_CHECKING:
