@@ -17,6 +17,7 @@ from mergeflow.passes import Result, run_together
 from mergeflow.plan.assemble import make_assembly
 from mergeflow.plan.fuse import fuse
 from mergeflow.plan.make import make_plan
+from mergeflow.plan.pace import WORTH_A_LOOK, paced
 from mergeflow.storage.local import LocalStore, exists, free_bytes, writable_problem
 from mergeflow.tensors import si_bytes
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from mergeflow.recipe.assembly import Assembly
     from mergeflow.recipe.request import Request
 
-__all__ = ["Result", "open_assembly", "open_plan", "run", "run_together"]
+__all__ = ["Result", "look", "open_assembly", "open_plan", "run", "run_together", "store_of"]
 
 LOCAL = LocalStore()
 
@@ -79,6 +80,25 @@ def run(
     if isinstance(outcome, MergeflowError):
         raise outcome
     return outcome
+
+
+def look(plan: Plan) -> Plan:
+    """The same plan, with the figures of a sample of its reading and merging, and cut as suits these.
+
+    At most a hundredth of what it will read is read, in half a second; nothing is where the plan is small or has
+    problems, and then it is returned as it is.
+    """
+    if plan.bytes_read < WORTH_A_LOOK or plan.problems:
+        return plan
+    from mergeflow.execute.probe import probe  # which loads torch
+
+    measured = probe(plan, store_of(plan))
+    return plan if measured is None else paced(plan, measured)
+
+
+def store_of(plan: Plan) -> LocalStore:
+    """The local store that reads as `plan` wants it."""
+    return LocalStore(plan.budget.io, plan.memory.landing)
 
 
 def _output_problems(plan: Plan, out: str, overwrite: bool) -> list[MergeflowError]:

@@ -122,6 +122,14 @@ class ExecutorKind(Enum):
     ray = "ray"
 
 
+class IoKind(Enum):
+    """How sources are read."""
+
+    auto = "auto"
+    buffered = "buffered"
+    direct = "direct"
+
+
 class SeriesKind(Enum):
     """How the outputs of a series differ."""
 

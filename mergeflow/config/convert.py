@@ -41,6 +41,9 @@ HONOURED: Mapping[schema.RecipeKind | None, set[str]] = {
 """Which options of `recipe` have an effect, by its kind."""
 USEFUL_BLOCK = 16 << 20
 """Bytes; with smaller blocks more workers would read in smaller pieces, and no faster."""
+USUAL_READS = 4
+"""Reads that a worker keeps under way where nobody says otherwise."""
+SMALLEST_BLOCK = 64 << 10
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 
@@ -199,13 +202,27 @@ def to_source(models: schema.Models) -> ModelSource:
 def to_budget(executor: schema.Executor) -> Budget:
     """How many workers, reads and bytes; raises `ConfigError`."""
     problems: list[MergeflowError] = []
-    memory = 0
+    memory, block, reads = 0, Budget.block, USUAL_READS
     try:
         memory = to_bytes(executor.memory)
     except ConfigError as error:
         problems.append(error)
-    workers = _as_many_as_help(executor, memory) if executor.workers is None else executor.workers
-    for name, value in (("workers", workers), ("reads_in_flight", executor.reads_in_flight)):
+    if executor.block != schema.AUTO:
+        try:
+            block = to_bytes(str(executor.block), "executor.block", "4MiB, 16MiB or auto")
+            if block < SMALLEST_BLOCK:
+                problems.append(ConfigError(f"executor.block={executor.block} must be at least 64KiB"))
+        except ConfigError as error:
+            problems.append(error)
+    if executor.reads_in_flight != schema.AUTO:
+        if isinstance(executor.reads_in_flight, int) and not isinstance(executor.reads_in_flight, bool):
+            reads = executor.reads_in_flight
+        else:
+            problems.append(
+                ConfigError(f"executor.reads_in_flight={executor.reads_in_flight} is not a number; write 4 or auto")
+            )
+    workers = _as_many_as_help(reads, memory) if executor.workers is None else executor.workers
+    for name, value in (("workers", workers), ("reads_in_flight", reads)):
         if value < 1:
             problems.append(ConfigError(f"executor.{name}={value} must be at least 1"))
     if executor.kind is schema.ExecutorKind.local and executor.address is not None:
@@ -213,16 +230,17 @@ def to_budget(executor: schema.Executor) -> Budget:
             ConfigError(f"executor.address={executor.address} is for Ray, but executor.kind is local; use executor=ray")
         )
     raise_all(problems)
-    return Budget(workers, executor.reads_in_flight, memory)
+    auto = tuple(name for name in ("reads_in_flight", "block") if vars(executor)[name] == schema.AUTO)
+    return Budget(workers, reads, memory, block, executor.io.value, auto)
 
 
-def _as_many_as_help(executor: schema.Executor, memory: int) -> int:
+def _as_many_as_help(reads: int, memory: int) -> int:
     """As many workers as there are cores, but no more than `memory` has useful blocks for."""
-    each = max(executor.reads_in_flight, 1) * (SCRATCH + USEFUL_BLOCK)
+    each = max(reads, 1) * (SCRATCH + USEFUL_BLOCK)
     return max(min(len(os.sched_getaffinity(0)), memory // each), 1)
 
 
-def to_bytes(text: str) -> int:
+def to_bytes(text: str, name: str = "executor.memory", such: str = "512MiB, 4GiB or 2GB") -> int:
     """A size as people write it.
 
     >>> to_bytes("1GiB"), to_bytes("512 MiB"), to_bytes("2.5GB"), to_bytes("1000")
@@ -231,7 +249,7 @@ def to_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     units = {unit.lower(): factor for unit, factor in UNITS.items()}
     if match is None or match[2].lower() not in units:
-        raise ConfigError(f"executor.memory={text} is not a size; write 512MiB, 4GiB or 2GB")
+        raise ConfigError(f"{name}={text} is not a size; write {such}")
     return int(Fraction(match[1]) * units[match[2].lower()])
 
 

@@ -79,33 +79,37 @@ def do(composed: DictConfig, hydra: Any) -> Score:
     if config.job is schema.Job.assemble:
         return assemble(config)
     job = open_job(config)
-    if config.job is schema.Job.plan:
-        show_plan(job.plan)
-        return None
-    raise_all(job.plan.problems)
-    from mergeflow.merge import run
+    from mergeflow.merge import look, run, store_of
     from mergeflow.report.progress import MergeProgress
 
+    if config.job is schema.Job.plan:
+        show_plan(look(job.plan))
+        return None
+    raise_all(job.plan.problems)
     tell_notes(job.plan)
-    executor = executor_of(config, job.plan)
-    with MergeProgress(job.plan.bytes_read) as progress:
-        result = run(job.plan, executor, progress=progress)
+    plan = look(job.plan)
+    tell_pace(plan)
+    executor = executor_of(config, plan)
+    with MergeProgress(plan.bytes_read) as progress:
+        result = run(plan, executor, store_of(plan), progress)
         Outcome.finished += 1
     return finish(config, result, executor)
 
 
 def assemble(config: schema.Config) -> Score:
     """Put a checkpoint together of parts. Returns what the objective says of it, if there is one."""
-    from mergeflow.merge import open_assembly, run
+    from mergeflow.merge import look, open_assembly, run, store_of
     from mergeflow.report.progress import MergeProgress
 
     plan = open_assembly(to_assembly(config))
     if (objective := to_objective(config)) is not None:
         check(objective)
     raise_all(plan.problems)
+    plan = look(plan)
+    tell_pace(plan)
     executor = executor_of(config, plan)
     with MergeProgress(plan.bytes_read, "copying") as progress:
-        result = run(plan, executor, progress=progress)
+        result = run(plan, executor, store_of(plan), progress)
         Outcome.finished += 1
     return finish(config, result, executor)
 
@@ -138,6 +142,16 @@ def tell_notes(plan: Plan) -> None:
     """What was tolerated or is odd, into the log."""
     for note in plan.notes:
         log.info("note: %s", note)
+
+
+def tell_pace(plan: Plan) -> None:
+    """How the sources are read and how long it will take, into the log, where a sample has told."""
+    from mergeflow.plan.pace import estimate, in_words
+
+    expected = estimate(plan)
+    if expected is not None:
+        log.info("%s", in_words(plan))
+        log.info("about %.1f s: %s", expected.total, expected.in_words())
 
 
 def show_plan(plan: Plan) -> None:

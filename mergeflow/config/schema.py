@@ -16,6 +16,7 @@ from mergeflow.config.choices import (
     Bake,
     ExecutorKind,
     Integers,
+    IoKind,
     Job,
     KeyRule,
     MethodName,
@@ -42,6 +43,7 @@ __all__ = [  # the choices too, so that all that may be typed is in one place
     "Executor",
     "ExecutorKind",
     "Integers",
+    "IoKind",
     "Job",
     "KeyRule",
     "Keys",
@@ -68,6 +70,7 @@ __all__ = [  # the choices too, so that all that may be typed is in one place
 ]
 
 SCHEMA = "schema"
+AUTO = "auto"
 LAUNCHER = "shared_scan"
 
 
@@ -174,7 +177,11 @@ class Executor:
     kind: ExecutorKind = MISSING
     workers: int | None = None
     """Actors, or as many times `reads_in_flight` threads; the cores of this machine where null."""
-    reads_in_flight: int = 4
+    reads_in_flight: Any = AUTO
+    """A number, or `auto`."""
+    block: Any = AUTO
+    """Of one read of one row, at most: a size, or `auto`."""
+    io: IoKind = IoKind.auto
     memory: str = "1GiB"
     """What the blocks of all workers may use together."""
     address: str | None = None

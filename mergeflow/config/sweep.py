@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from mergeflow.config.jobs import (
     read,
     show_plan,
     tell_notes,
+    tell_pace,
 )
 from mergeflow.errors import MergeflowError, raise_all
 from mergeflow.tensors import si_bytes
@@ -115,13 +116,17 @@ class _Sweep:
                     self._pass({number: group[number] for number in mine}, fused)
 
     def _pass(self, jobs: dict[int, Opened], fused: Fused) -> None:
-        from mergeflow.merge import LOCAL, run_together
+        from mergeflow.merge import look, run_together, store_of
+        from mergeflow.plan.pace import alike
         from mergeflow.report.progress import MergeProgress
 
-        executor = executor_of(next(iter(jobs.values())).config, fused.plan)
+        plan = look(fused.plan)
+        tell_pace(plan)
+        executor = executor_of(next(iter(jobs.values())).config, plan)
         try:
-            with MergeProgress(fused.plan.bytes_read) as progress:
-                results = run_together(fused, executor, LOCAL, progress)
+            paced = replace(fused, plan=plan, alone=tuple(alike(one, plan) for one in fused.alone))
+            with MergeProgress(plan.bytes_read) as progress:
+                results = run_together(paced, executor, store_of(plan), progress)
         except MergeflowError as error:  # it concerns the pass, and so all of its jobs
             for number in jobs:
                 self._failed(number, error)

@@ -39,7 +39,7 @@ class Block:
     """
 
     def __init__(self, size: int) -> None:
-        self._memory = mmap.mmap(-1, max(size, 1))
+        self._memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(self._memory)
         self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
 

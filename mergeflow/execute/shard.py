@@ -50,6 +50,7 @@ class OpenFiles:
 
     def __init__(self, job: Job) -> None:
         self._job = job
+        self.store = job.store
         self._lock = threading.Lock()
         self._readers: dict[int, Reader] = {}
         self._writers: dict[int, Writer] = {}
@@ -124,14 +125,10 @@ class ShardWorker:
         self, tile: Tile, spans: list[Span], tolerated: Counter[tuple[int, str]], failed: dict[int, MergeflowError]
     ) -> int:
         strip = self._plan.strips[tile.strip]
-        elements = tile.stop - tile.start
-        rows = self._block.rows(strip.dtypes, elements)
-        results = self._block.rows([cell.dtype for cell in strip.cells], elements, _aligned(rows[-1].end))
+        rows, results = self._places(tile)
         impossible = self._read(strip, tile, rows)
-        groups = list(self._block.groups(strip.dtypes, rows))
-        outs = [self._block.row(cell.dtype, row) for cell, row in zip(strip.cells, results, strict=True)]
         with self._turn:
-            self._arithmetic.merge(strip, tile, groups, outs, tolerated, impossible)
+            self._merge(tile, rows, results, tolerated, impossible)
         for index, (cell, row) in enumerate(zip(strip.cells, results, strict=True)):
             for place in cell.places:
                 if index in impossible:
@@ -140,6 +137,41 @@ class ShardWorker:
                     begin = place.offset + tile.start * cell.dtype.itemsize
                     self._write(Span(place.output, begin, begin + row.end - row.begin), row, spans, failed)
         return sum(row.end - row.begin for row in rows)
+
+    def _places(self, tile: Tile) -> tuple[list[Row], list[Row]]:
+        """Where the rows of a tile lie in the block, and behind them its rows of results."""
+        strip, elements = self._plan.strips[tile.strip], tile.stop - tile.start
+        rows = self._block.rows(strip.dtypes, elements)
+        return rows, self._block.rows([cell.dtype for cell in strip.cells], elements, _aligned(rows[-1].end))
+
+    def read(self, tile: Tile) -> int:
+        """Fill the rows of a tile, and return their bytes; raises `StorageError`."""
+        rows, _ = self._places(tile)
+        self._read(self._plan.strips[tile.strip], tile, rows)
+        return sum(row.end - row.begin for row in rows)
+
+    def take_rows(self, other: ShardWorker, tile: Tile) -> None:
+        """Have the rows of a tile that another worker has read."""
+        end = self._places(tile)[0][-1].end
+        self._block.view[:end] = other._block.view[:end]
+
+    def merge(self, tile: Tile) -> None:
+        """Make the results of a tile whose rows are there; raises `UnmergeableValues`."""
+        rows, results = self._places(tile)
+        self._merge(tile, rows, results, Counter(), {})
+
+    def _merge(
+        self,
+        tile: Tile,
+        rows: Sequence[Row],
+        results: Sequence[Row],
+        tolerated: Counter[tuple[int, str]],
+        impossible: dict[int, MergeflowError],
+    ) -> None:
+        strip = self._plan.strips[tile.strip]
+        groups = list(self._block.groups(strip.dtypes, rows))
+        outs = [self._block.row(cell.dtype, row) for cell, row in zip(strip.cells, results, strict=True)]
+        self._arithmetic.merge(strip, tile, groups, outs, tolerated, impossible)
 
     def _write(self, span: Span, row: Row, spans: list[Span], failed: dict[int, MergeflowError]) -> None:
         """Put a row of results where it belongs; the draft may be gone if its job was given up, and others go on."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mergeflow.plan.drawing import baked, draw
 from mergeflow.plan.metadata import share_in_text
+from mergeflow.plan.pace import estimate, in_words
 from mergeflow.recipe.request import COPY, REST
 from mergeflow.tensors import si_bytes
 
@@ -96,12 +97,17 @@ def _cost(plan: Plan) -> Iterator[str]:
     yield f"work    {len(plan.strips):,} tensors in {plan.tiles:,} tiles, {len(plan.shards):,} shards"
     if plan.shards:
         yield from _lines(_memory(plan), "", INDENT)
-    yield f"time    about {(read + written) / 1e9:,.1f} s where the storage delivers 1 GB/s, half of it at 2 GB/s"
+    expected = estimate(plan)
+    if expected is None:
+        yield f"time    about {(read + written) / 1e9:,.1f} s where the storage delivers 1 GB/s, half of it at 2 GB/s"
+    else:
+        yield from _lines(f"time    about {expected.total:,.1f} s: {expected.in_words()}", "", INDENT)
+        yield from _lines(f"        {in_words(plan)}", "", INDENT)
 
 
 def _memory(plan: Plan) -> str:
     memory = plan.memory
-    per_worker = plan.budget.reads_in_flight * (memory.block + memory.scratch)
+    per_worker = plan.budget.reads_in_flight * memory.per_thread
     return (
         f"memory  {si_bytes(per_worker)} per worker, {si_bytes(memory.projected)} for {plan.budget.workers} worker(s) "
         f"with {plan.budget.reads_in_flight} block(s) each, of {si_bytes(memory.allowed)} allowed; beside it every "

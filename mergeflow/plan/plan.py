@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from mergeflow.recipe.request import Budget
 from mergeflow.tensors import Header
 
 if TYPE_CHECKING:
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
     from mergeflow.errors import MergeflowError
     from mergeflow.interfaces import SharedSums, Step
-    from mergeflow.recipe.request import Budget, Nonfinite, Target
+    from mergeflow.plan.pace import Measured
+    from mergeflow.recipe.request import Nonfinite, Target
     from mergeflow.tensors import Checkpoint, Dtype, Layout
 
 
@@ -100,11 +102,20 @@ class Memory:
     """Bytes of one block: every row of the largest tile, and its rows of results."""
     scratch: int
     """Bytes of intermediate values beside one block."""
+    landing: int = 0
+    """Bytes beside one block for what is read past the page cache, before it is put into its row."""
+    longest_read: int = Budget.block
+    """Bytes of one read of one row, at most."""
+
+    @property
+    def per_thread(self) -> int:
+        """Bytes of one block with all that is beside it."""
+        return self.block + self.scratch + self.landing
 
     @property
     def projected(self) -> int:
-        """Bytes of all blocks with their scratch."""
-        return self.threads * (self.block + self.scratch)
+        """Bytes of all blocks with all that is beside them."""
+        return self.threads * self.per_thread
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,8 @@ class Plan:
     nonfinite: Nonfinite
     apart: bool = False
     """Whether outputs belong to several jobs, of which one that cannot be made does not keep others from it."""
+    measured: Measured | None = None
+    """How fast a sample was read and merged, where that was tried; it changes when things happen, never what."""
     notes: tuple[str, ...] = ()
     """What was tolerated or is odd, in sentences."""
     problems: tuple[MergeflowError, ...] = field(default=())

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 ROW_ALIGNMENT = 64
 """Bytes; rows of a block start on cache lines, so that vector loads are aligned."""
-LONGEST_READ = 4 << 20
-"""Bytes of one row: longer reads do not make storage faster, and shorter ones share the work better."""
+DIRECT_PAGE = 4096
+"""Bytes; what is read past the page cache begins and ends at multiples of it."""
+LEAST_LANDING = 256 << 10
+"""Bytes that a thread has at least for reading past the page cache; a row may be longer, and takes several reads."""
 SHORTEST_ROW = 4096
 """Elements; below this a merge is all bookkeeping, so a budget that asks for less is refused."""
 TILE_GRAIN = 4096
@@ -44,17 +46,18 @@ def memory_for(strips: Sequence[Strip], budget: Budget) -> Memory:
     """How large blocks are, and what all of them use; raises `OverBudget` if the smallest would not fit."""
     threads = budget.workers * budget.reads_in_flight
     scratch = SCRATCH + max((_widened(strip) for strip in strips), default=0) + _registers(strips)
-    room = budget.memory // threads - scratch
+    landing = _landing(strips, budget, budget.memory // threads - scratch)
+    room = budget.memory // threads - scratch - landing
     least = max((_block(strip, min(strip.elements, SHORTEST_ROW)) for strip in strips), default=0)
     if room < least:
         raise OverBudget(
             f"executor.memory={si_bytes(budget.memory)} is too little for {threads} blocks of "
             f"{max((len(strip.sources) for strip in strips), default=0)} models, which need at least "
-            f"{_rounded_up(threads * (least + scratch))}; raise it, or lower executor.workers={budget.workers} or "
-            f"executor.reads_in_flight={budget.reads_in_flight}"
+            f"{_rounded_up(threads * (least + scratch + landing))}; raise it, or lower "
+            f"executor.workers={budget.workers} or executor.reads_in_flight={budget.reads_in_flight}"
         )
-    block = max((_block(strip, _tile_length(strip, room)) for strip in strips), default=0)
-    return Memory(budget.memory, threads, block, scratch)
+    block = max((_block(strip, _tile_length(strip, room, budget.block)) for strip in strips), default=0)
+    return Memory(budget.memory, threads, block, scratch, landing, budget.block)
 
 
 def cut(strips: Sequence[Strip], memory: Memory) -> tuple[tuple[Tile, ...], ...]:
@@ -66,7 +69,7 @@ def cut(strips: Sequence[Strip], memory: Memory) -> tuple[tuple[Tile, ...], ...]
     size = 0
     for index, strip in enumerate(strips):
         width = strip.bytes_per_element
-        length = _tile_length(strip, memory.block)
+        length = _tile_length(strip, memory.block, memory.longest_read)
         for start in range(0, strip.elements, length):
             stop = min(start + length, strip.elements)
             tiles.append(Tile(index, start, stop))
@@ -79,11 +82,20 @@ def cut(strips: Sequence[Strip], memory: Memory) -> tuple[tuple[Tile, ...], ...]
     return tuple(shards)
 
 
-def _tile_length(strip: Strip, room: int) -> int:
+def _landing(strips: Sequence[Strip], budget: Budget, room: int) -> int:
+    """Bytes beside a block into which a thread reads past the page cache: one row, where an eighth of `room` has it."""
+    if budget.io in (None, "buffered"):
+        return 0
+    widest = max((strip.elements * max(dtype.itemsize for dtype in strip.dtypes) for strip in strips), default=0)
+    row = min(widest, budget.block, max(room // 8, LEAST_LANDING))
+    return row + -row % DIRECT_PAGE + 2 * DIRECT_PAGE
+
+
+def _tile_length(strip: Strip, room: int, longest_read: int) -> int:
     """Elements of this strip's tiles when a block may have `room` bytes, which are enough for the shortest row."""
     slack = ROW_ALIGNMENT * (len(strip.sources) + len(strip.cells))
     widest = max([dtype.itemsize for dtype in set(strip.dtypes)])
-    longest = min((room - slack) // strip.bytes_per_element, LONGEST_READ // widest)
+    longest = min((room - slack) // strip.bytes_per_element, longest_read // widest)
     if strip.elements <= longest:
         return strip.elements
     tiles = -(-strip.elements // longest)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from fractions import Fraction
 
+    from mergeflow.interfaces import Io
     from mergeflow.recipe.architecture import Architecture
     from mergeflow.recipe.modelset import ModelSet
     from mergeflow.recipe.recorded import Merge
@@ -131,6 +132,13 @@ class Budget:
     reads_in_flight: int
     memory: int
     """Bytes that the blocks of all workers may use together."""
+    block: int = 4 << 20
+    """Bytes of one read of one row, at most: on most storage longer reads are no faster, and shorter ones share the
+    work better."""
+    io: Io | None = None
+    """How sources are read; None for as the store usually reads."""
+    auto: tuple[str, ...] = ()
+    """Which of `reads_in_flight` and `block` may be chosen anew once it is known how fast the storage is."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ import json
 import os
 import platform
 import resource
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeflow import __version__
+from mergeflow.plan.pace import estimate, in_words
 
 if TYPE_CHECKING:
     from mergeflow.merge import Result
@@ -40,6 +42,7 @@ def manifest(result: Result, executor: str) -> dict[str, Any]:
         "shared": _shared(result),
         "bytes_written": plan.bytes_written,
         "seconds": round(result.seconds, 3),
+        "estimate": _estimate(result),
         "startup_seconds": round(result.startup_seconds, 3),
         "bytes_per_second": round((whole.bytes_read + whole.bytes_written) / result.seconds),
         "memory": {
@@ -50,7 +53,9 @@ def manifest(result: Result, executor: str) -> dict[str, Any]:
         "executor": {
             "name": executor,
             "workers": plan.budget.workers,
-            "reads_in_flight": plan.budget.reads_in_flight,
+            "reads_in_flight": whole.budget.reads_in_flight,
+            "block": whole.memory.longest_read,
+            "io": whole.budget.io,
             "tiles": whole.tiles,
             "shards": len(whole.shards),
         },
@@ -99,6 +104,15 @@ def _output(output: Output, digest: str) -> dict[str, Any]:
             for part in output.target.parts
         },
     }
+
+
+def _estimate(result: Result) -> dict[str, Any] | None:
+    """What a sample said before the run: how long it would take, how rows are read, and the figures behind that."""
+    whole = result.whole
+    expected = estimate(whole)
+    if expected is None or whole.measured is None:
+        return None
+    return {"seconds": round(expected.total, 3)} | {"why": in_words(whole), "sample": asdict(whole.measured)}
 
 
 def _shared(result: Result) -> dict[str, int] | None:

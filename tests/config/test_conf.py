@@ -149,7 +149,7 @@ def test_an_executor_says_every_option_that_it_honours(name: str) -> None:
 
 
 def test_local_and_ray_have_the_same_number_of_reads_in_flight() -> None:
-    same = ("workers", "reads_in_flight", "memory")
+    same = ("workers", "reads_in_flight", "block", "io", "memory")
     local, ray = loaded("executor/local"), loaded("executor/ray")
     assert [local[name] for name in same] == [ray[name] for name in same]
 

@@ -101,7 +101,13 @@ def test_a_whole_number_of_any_unit_is_exact(number: int, unit: str, space: str)
 
 
 def test_a_budget_is_what_was_asked_for() -> None:
-    assert to_budget(executor(workers=3, reads_in_flight=5, memory="1MiB")) == Budget(3, 5, 2**20)
+    asked = executor(workers=3, reads_in_flight=5, memory="1MiB", block="16MiB", io=schema.IoKind.direct)
+    assert to_budget(asked) == Budget(3, 5, 2**20, 2**24, "direct", ())
+
+
+def test_what_is_left_to_the_storage_starts_with_what_is_usual() -> None:
+    assert to_budget(executor(workers=3)) == Budget(3, 4, 2**30, 2**22, "auto", ("reads_in_flight", "block"))
+    assert to_budget(executor(workers=3, block=1 << 20)).auto == ("reads_in_flight",)
 
 
 def test_there_are_as_many_workers_as_this_process_may_use_cores() -> None:
@@ -132,13 +138,17 @@ def test_there_is_one_worker_where_memory_is_short() -> None:
         ({"workers": 0}, "executor.workers=0 must be at least 1"),
         ({"workers": -2}, "executor.workers=-2 must be at least 1"),
         ({"reads_in_flight": 0}, "executor.reads_in_flight=0 must be at least 1"),
+        ({"reads_in_flight": "many"}, "executor.reads_in_flight=many is not a number; write 4 or auto"),
+        ({"reads_in_flight": True}, "executor.reads_in_flight=True is not a number; write 4 or auto"),
+        ({"block": "long"}, "executor.block=long is not a size; write 4MiB, 16MiB or auto"),
+        ({"block": 1000}, "executor.block=1000 must be at least 64KiB"),
         ({"memory": "much"}, "executor.memory=much is not a size; write 512MiB, 4GiB or 2GB"),
         (
             {"address": "auto"},
             "executor.address=auto is for Ray, but executor.kind is local; use executor=ray",
         ),
     ],
-    ids=["no worker", "less than no worker", "no read", "memory", "address without Ray"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_budget_that_cannot_be_is_refused(changes: dict[str, object], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:

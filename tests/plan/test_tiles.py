@@ -15,7 +15,6 @@ from mergeflow.errors import OverBudget
 from mergeflow.plan.plan import Cell, Place, Strip, Tile
 from mergeflow.plan.tiles import (
     LARGEST_SHARD,
-    LONGEST_READ,
     PIECE,
     ROW_ALIGNMENT,
     SCRATCH,
@@ -119,7 +118,7 @@ def test_no_read_is_longer_than_helps_and_every_tile_but_the_first_starts_on_a_p
     strips, budget = work
     for tile in all_tiles(cut(strips, memory_for(strips, budget))):
         widest = max(dtype.itemsize for dtype in strips[tile.strip].dtypes)
-        assert (tile.stop - tile.start) * widest <= LONGEST_READ
+        assert (tile.stop - tile.start) * widest <= Budget.block
         assert tile.start % TILE_GRAIN == 0
 
 
@@ -204,7 +203,7 @@ def test_reads_are_as_long_as_helps_where_memory_allows() -> None:
     work = [strip(EMBEDDING, [Dtype.F32])]
     tiles = all_tiles(cut(work, memory_for(work, Budget(1, 1, 1024 * MIB))))
     # Fewer would be longer than helps; so many are about equal.
-    assert len(tiles) == -(-EMBEDDING * 4 // LONGEST_READ)
+    assert len(tiles) == -(-EMBEDDING * 4 // Budget.block)
 
 
 @pytest.mark.parametrize(("short", "tiles"), [(0, 1), (1, 2)])
