@@ -18,7 +18,7 @@ import torch
 
 from mergeflow.errors import MergeflowError
 from mergeflow.execute.shard import Job, OpenFiles, ShardWorker
-from mergeflow.plan.pace import Measured, samples
+from mergeflow.plan.pace import STILL_GROWING, Measured, samples
 from mergeflow.plan.tiles import PIECE
 from mergeflow.storage.sources import SourceFile
 
@@ -38,6 +38,8 @@ FILES = 8
 UNIT = 1 << 20
 """Bytes of a read of those that are done at once; one of `PARTS` of what the sample may read, where that is less."""
 PARTS = 48
+SMALLEST_UNIT = 16 << 10
+"""Bytes; shorter reads say nothing of long ones."""
 AT_ONCE, MORE_AT_ONCE = 8, 32
 SINGLE = 4
 """How often a read is tried alone."""
@@ -62,8 +64,9 @@ class _Probe:
 
     def __init__(self, plan: Plan, files: OpenFiles, clock: Callable[[], float]) -> None:
         self._plan, self._files, self._clock = plan, files, clock
-        self._unit = min(UNIT, plan.bytes_read // SHARE // PARTS)
-        self._samples = [one for one in islice(samples(plan), 1000) if one.length >= 2 * self._unit]
+        self._samples = list(islice(samples(plan), 1000))
+        shortest = min((one.length for one in self._samples), default=0)
+        self._unit = min(UNIT, plan.bytes_read // SHARE // PARTS, shortest // 2)
         few = sorted({one.source for one in self._samples})[:: -(-len(plan.checkpoints) // FILES)]
         self._samples = [one for one in self._samples if one.source in few]
         self._next = 0
@@ -71,7 +74,7 @@ class _Probe:
 
     def measured(self) -> Measured | None:
         """Reads alone, short and long; reads at once; a tile; a hash."""
-        if not self._samples:
+        if self._unit < SMALLEST_UNIT:
             return None
         readers = {source: self._files.reader(source) for source in {one.source for one in self._samples}}
         began = self._clock()
@@ -81,12 +84,11 @@ class _Probe:
         long = self._alone(readers, buffer, until)
         stream = (len(buffer) - self._unit // 16) / max(long - short, 1e-6)
         latency = max(short - self._unit // 16 / stream, 0.0)
-        alone = self._unit / (latency + self._unit / stream)
-        at_once = AT_ONCE
-        together, reading = self._together(readers, at_once, until)
-        if together > 0.6 * at_once * alone and self._clock() < until:
-            at_once = MORE_AT_ONCE
-            together, reading = self._together(readers, at_once, until)
+        at_once, size = AT_ONCE, self._unit
+        together, reading = self._together(readers, at_once, size, until)
+        if together * (latency + size / stream) > STILL_GROWING * at_once * size and self._clock() < until:
+            at_once, size = MORE_AT_ONCE, self._unit // 4
+            together, reading = self._together(readers, at_once, size, until)
         seconds = self._clock() - began
         sources = [reader for reader in readers.values() if isinstance(reader, SourceFile)]
         return Measured(
@@ -94,7 +96,7 @@ class _Probe:
             stream=stream,
             at_once=at_once,
             together=together,
-            alone=alone,
+            alone=size / (latency + size / stream),
             reading=reading,
             merging=self._merging(),
             hashing=_hashing(),
@@ -125,10 +127,9 @@ class _Probe:
                 break
         return median(taken)
 
-    def _together(self, readers: dict[int, Reader], at_once: int, until: float) -> tuple[float, float]:
+    def _together(self, readers: dict[int, Reader], at_once: int, size: int, until: float) -> tuple[float, float]:
         """Bytes per second of reads at once, and the seconds of a core that each byte takes."""
         parts = [[self._take(), self._take()] for _ in range(at_once)]
-        size = self._unit if at_once == AT_ONCE else self._unit // 4
 
         def work(part: Sequence[Sample]) -> tuple[int, float]:
             view, done, began = _memory(size), 0, time.thread_time()
@@ -166,7 +167,7 @@ class _Probe:
 
             def work(worker: ShardWorker) -> float:
                 worker.merge(tile)  # the first is slower than all that follow
-                taken = []
+                taken: list[float] = []
                 while len(taken) < LEAST_MERGED or time.perf_counter() < until:
                     began = time.perf_counter()
                     worker.merge(tile)

@@ -78,9 +78,10 @@ class Measured:
         alone = read / (self.latency + read / self.stream)
         if self.serial:
             return alone
-        growing = self.together > STILL_GROWING * self.at_once * self.alone
-        most = self.together * max(threads / self.at_once, 1.0) if growing else self.together
-        return min(threads * alone, most)
+        gain = self.together / self.alone
+        if gain > STILL_GROWING * self.at_once:
+            return alone * threads * gain / self.at_once
+        return alone * min(threads, gain)
 
 
 class Estimate(NamedTuple):
@@ -163,8 +164,9 @@ def estimate(plan: Plan) -> Estimate | None:
         return None
     read, written = plan.bytes_read, plan.bytes_written
     beside = (read * seen.reading + written * (WRITING + seen.hashing)) / plan.budget.workers
+    rate = seen.rate(plan.memory.threads, _row(plan, plan.memory))
     # What lies in the page cache says nothing of the disk that is written to; it is hidden behind the work then.
-    writing = 0.0 if seen.resident is not None and seen.resident > 0.5 else written / seen.together
+    writing = 0.0 if seen.resident is not None and seen.resident > 0.5 else written / rate
     return Estimate(
         read / seen.rate(plan.memory.threads, _row(plan, plan.memory)), writing, read * seen.merging + beside
     )
