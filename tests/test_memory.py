@@ -6,6 +6,7 @@ before. It counts everything: blocks, scratch, receipts, threads, what allocator
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from mergeflow.execute.local import LocalExecutor
-from mergeflow.merge import open_plan, run
+from mergeflow.merge import open_plan, run, store_of
 from mergeflow.plan.tiles import SCRATCH
 from mergeflow.recipe.request import Budget, Policies, TargetRequest
 from tests.models import request, write_models
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 ROOM = 6 * MIB
 """What a block may take: little enough that every tensor here is cut into tiles."""
-BUDGET = Budget(workers=1, reads_in_flight=3, memory=3 * (SCRATCH + ROOM))
+BUDGET = Budget(workers=1, reads_in_flight=3, memory=3 * (SCRATCH + ROOM), io="auto")
 BESIDE = 4 * MIB
 """What the plan does not count: the buffer of the digest (1 MiB), stacks of threads, receipts, pages of code."""
 PROJECT = Path(__file__).parent.parent
@@ -63,11 +64,20 @@ def probe(models: Path, policy: Nonfinite, series: int) -> Measured:
     plan = open_plan(wanted)
     assert not plan.problems, plan.problems
     assert bool(plan.strips[0].sums) == bool(series)
+    forget(models)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = status("VmRSS")
-    run(plan, LocalExecutor(BUDGET))
+    run(plan, LocalExecutor(BUDGET), store_of(plan))
     memory = plan.memory
     return Measured(memory.projected, status("VmHWM") - before, memory.threads * memory.block)
+
+
+def forget(models: Path) -> None:
+    """Let no file be in the page cache, so that all is read past it, which takes the most memory."""
+    for path in models.glob("*.safetensors"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def warm(models: Path, policies: Policies) -> None:
