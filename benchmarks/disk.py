@@ -58,9 +58,10 @@ def read(paths: Sequence[Path], way: Way) -> float:
         for path in paths:
             files.append(os.open(path, flags))
             stack.callback(os.close, files[-1])
-        began = time.perf_counter()
         pieces = [(file, offset) for file in files for offset in range(0, os.fstat(file).st_size, way.block)]
-        _by_threads(way, pieces, lambda file, buffer, offset: os.preadv(file, [buffer], offset))
+        buffers = _buffers(way)
+        began = time.perf_counter()
+        _by_threads(buffers, pieces, lambda file, buffer, offset: os.preadv(file, [buffer], offset))
         return time.perf_counter() - began
 
 
@@ -68,6 +69,7 @@ def write(paths: Sequence[Path], size: int, way: Way) -> float:
     """Seconds in which so many bytes are written into each new file, and all of them synced; they are left there."""
     with ExitStack() as stack:
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | (os.O_DIRECT if way.direct else 0)
+        buffers = _buffers(way)
         began = time.perf_counter()
         files = []
         for path in paths:
@@ -79,7 +81,7 @@ def write(paths: Sequence[Path], size: int, way: Way) -> float:
         def put(file: int, buffer: memoryview, offset: int) -> int:
             return os.pwrite(file, buffer if way.direct else buffer[: size - offset], offset)
 
-        _by_threads(way, pieces, put)
+        _by_threads(buffers, pieces, put)
         for file in files:
             os.ftruncate(file, size)  # a direct write ends with a whole block
             os.fsync(file)
@@ -87,12 +89,13 @@ def write(paths: Sequence[Path], size: int, way: Way) -> float:
 
 
 def both(paths: Sequence[Path], out: Path, size: int, reading: Way, writing: Way) -> float:
-    """Seconds in which the files are read while so many bytes are written and synced, as a merge has to."""
-    began = time.perf_counter()
+    """Seconds in which the files are read while so many bytes are written and synced, as a merge has to.
+
+    It is what the slower of the two takes: they begin together, but for what it takes to make their buffers.
+    """
     with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(read, paths, reading), pool.submit(write, [out], size, writing)]:
-            done.result()
-    return time.perf_counter() - began
+        jobs = [pool.submit(read, paths, reading), pool.submit(write, [out], size, writing)]
+        return max(job.result() for job in jobs)
 
 
 def drop(paths: Iterable[Path]) -> str:
@@ -123,28 +126,36 @@ def best_write(place: Path, size: int, repeats: int = 2) -> Way:
     return min(took, key=took.__getitem__)
 
 
-def _by_threads(way: Way, pieces: Iterable[tuple[int, int]], act: Callable[[int, memoryview, int], int]) -> None:
-    """Give each thread a buffer that O_DIRECT accepts, and every piece to the thread that is free."""
+def _by_threads(
+    buffers: Sequence[memoryview], pieces: Iterable[tuple[int, int]], act: Callable[[int, memoryview, int], int]
+) -> None:
+    """A thread for each buffer, and every piece to the thread that is free."""
     waiting = deque(pieces)
 
-    def work() -> None:
-        buffer = mmap.mmap(-1, way.block)  # begins on a page
-        view = memoryview(buffer)
-        view[:] = _noise(way.block)
+    def work(buffer: memoryview) -> None:
         with suppress(IndexError):
             while True:
                 file, offset = waiting.popleft()
-                act(file, view, offset)
+                act(file, buffer, offset)
 
-    with ThreadPoolExecutor(way.threads) as pool:
-        for done in [pool.submit(work) for _ in range(way.threads)]:
+    with ThreadPoolExecutor(len(buffers)) as pool:
+        for done in [pool.submit(work, buffer) for buffer in buffers]:
             done.result()
 
 
+def _buffers(way: Way) -> list[memoryview]:
+    """A buffer for each thread, on whole pages as O_DIRECT wants it, and filled: first touches are not measured."""
+    buffers = [memoryview(mmap.mmap(-1, way.block)) for _ in range(way.threads)]
+    for buffer in buffers:
+        for offset in range(0, way.block, MIB):
+            buffer[offset : offset + MIB] = _noise()
+    return buffers
+
+
 @lru_cache(maxsize=1)
-def _noise(size: int) -> bytes:
+def _noise() -> bytes:
     """Bytes that no storage can make less of."""
-    return os.urandom(size)
+    return os.urandom(MIB)
 
 
 def memory_bytes() -> int:

@@ -1,7 +1,8 @@
 """How much memory all processes of a merge have at most, for few and for many models, with small and large tensors.
 
-The projection of a plan is what the blocks use. Beside it every process has its interpreter, torch and mergeflow, so
-each row also says how much more there was than in a merge of five models of a few elements, by the same executor.
+The projection of a plan is what the blocks use, at most. Beside it every process has its interpreter, torch and
+mergeflow, so each row also says how much more there was than in a merge of five models of a few elements, by the same
+executor: that has to be less than what is projected.
 """
 
 from __future__ import annotations
@@ -113,15 +114,13 @@ def _peaks(
 
     def add(executor: str, models: int, largest: str, measured: Measured) -> None:
         more = measured.peak.total - idle[executor].peak.total
-        beside = measured.projected - idle[executor].projected
-        peak, projected = _bytes(measured.peak.total), _bytes(measured.projected)
-        rows.append((executor, models, largest, peak, _bytes(more), _bytes(beside), projected))
+        rows.append((executor, models, largest, *map(_bytes, (measured.peak.total, more, measured.projected))))
 
     for (executor, size, count), measured in found.items():
         add(executor, count, si_bytes(size), measured)
     for executor, measured in many.items():
         add(executor, most, "a few elements, 2,515 keys", measured)
-    columns = ("executor", "models", "largest tensor", "peak", "more than idle", "projected to be more", "projected")
+    columns = ("executor", "models", "largest tensor", "peak", "more than idle", "projected")
     note = f"executor.memory={ALLOWED}. Peaks are PSS, summed over all processes, sampled ten times a second."
     return Table(columns, tuple(rows), "Peaks", note)
 

@@ -96,15 +96,15 @@ def variants(cores: int) -> list[Variant]:
     """The options that might be the best."""
     counts = sorted({1, cores, 2 * cores})
     mecha = [
-        Variant("sd-mecha", f"{threads} threads, {buffer} GiB of buffers", threads, buffer << 30)
+        Variant("sd-mecha", f"threads={threads}, buffers of {buffer} GiB", threads, buffer << 30)
         for threads in counts
         for buffer in (1, 4)
     ]
     lazy = ("--lazy-unpickle",)
     kit = [
-        Variant("mergekit", f"{threads} threads{said}", threads, flags=flags)
+        Variant("mergekit", f"--num-threads {threads}{said}", threads, flags=flags)
         for threads in counts[:2]
-        for said, flags in (("", ()), (", --lazy-unpickle --async-write", (*lazy, "--async-write")))
+        for said, flags in (("", ()), (" --lazy-unpickle --async-write", (*lazy, "--async-write")))
     ]
     return mecha + kit
 
