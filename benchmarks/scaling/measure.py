@@ -30,7 +30,7 @@ from mergeflow.execute.block import Block
 from mergeflow.execute.digest import STEP
 from mergeflow.formats.safetensors import Safetensors
 from mergeflow.plan.plan import Cell, Memory, Place, Plan, Strip, Tile
-from mergeflow.plan.tiles import LONGEST_READ, PIECE
+from mergeflow.plan.tiles import PIECE
 from mergeflow.recipe.request import UNIFORM, Budget
 from mergeflow.storage.local import LocalStore
 from mergeflow.tensors import Dtype
@@ -44,6 +44,8 @@ SPREAD = 0.03
 """The standard deviation of the values that are merged."""
 SHAPES = ((2, 1024), (256, 1024), (32, 1 << 21))
 """Rows and elements of tiles: two are all bookkeeping, one is of the longest rows, which no cache holds."""
+LONGEST_READ = 4 << 20
+"""Bytes of one read or write."""
 BUFFER = 64 << 20
 """Bytes; blocks are so large that no cache holds what is read or written."""
 SMALL_READ, SMALL_READS = 512, 20_000
