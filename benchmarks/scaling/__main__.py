@@ -7,6 +7,7 @@ what would make it faster. Bytes are written as 6.9GB or 4GiB, bandwidths as byt
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,7 @@ def main() -> None:
             lines = [f"{name:<24}{value:.3g}" for name, value in measured.items()]
         elif options.check:
             checks, here = check.check(options.directory, options.divisor, options.workers or 1, options.rounds)
-            lines = tables.check_table(checks, here)
+            lines = tables.check_table(checks, here, os.getloadavg()[0])
             if options.update:
                 page.update({"check": lines})
         elif any(value is not None for value in (options.models, options.nodes, *_changes(options).values())):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MODELS = (42, 257, 1000, 10_000)
 NODES = (1, 2, 8, 32, 256)
 MODEL_BYTES = 6.94e9
+AIM = 0.25
+"""By how much a prediction may be off."""
 HELPS = 1.05
 """A purchase that makes a run faster by less is not named."""
 
@@ -148,8 +150,8 @@ def rows_table() -> list[str]:
     return lines
 
 
-def check_table(checks: Sequence[Check], machine: Machine) -> list[str]:
-    """Predicted and measured, as Markdown."""
+def check_table(checks: Sequence[Check], machine: Machine, load: float) -> list[str]:
+    """Predicted and measured, as Markdown; `load` is how many threads wanted a core on average."""
     costs, storage = machine.costs, machine.storage
     lines = [
         f"{machine.node.cores} cores, {machine.node.workers} worker(s); a core copies {costs.copy / 1e9:.1f} GB/s in "
@@ -167,7 +169,18 @@ def check_table(checks: Sequence[Check], machine: Machine) -> list[str]:
             f"| {one.measured:.2f} s | {one.predicted / one.measured:.2f} "
             f"| {one.predicted_cores:.2f} / {one.measured_cores:.2f} = {cores:.2f} |"
         )
-    return lines
+    clock = max(abs(one.predicted / one.measured - 1) for one in checks)
+    cores = max(abs(one.predicted_cores / one.measured_cores - 1) for one in checks)
+    return [
+        *lines,
+        "",
+        f"By the clock the prediction is off by up to {clock:.0%}, {_met(clock)}; in core seconds by {cores:.0%}, "
+        f"{_met(cores)}. The load average was {load:.1f}, of which the run itself makes up to {machine.threads + 1}.",
+    ]
+
+
+def _met(off: float) -> str:
+    return f"which {'meets' if off <= AIM else 'misses'} the aim of {AIM:.0%}"
 
 
 def duration(seconds: float) -> str:
