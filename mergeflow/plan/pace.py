@@ -25,6 +25,8 @@ WORTH_A_LOOK = 2_000_000_000
 READS = (4, 2, 1, 8, 16, 32, 64)
 """How many reads a worker may keep under way; what is usual comes first, and the next two need less memory."""
 BLOCKS = (4 * MIB, 16 * MIB, 64 * MIB)
+SLOW = 2e-3
+"""Seconds; what answers sooner is served well by what is usual, and a busy machine makes it look worse than it is."""
 WORTH = 1.15
 """So many times as fast as what is usual has to be what is chosen instead: a sample says no more."""
 SERIAL = 1.5
@@ -130,7 +132,7 @@ def samples(plan: Plan) -> Iterator[Sample]:
 def paced(plan: Plan, measured: Measured) -> Plan:
     """The same plan, cut as suits storage that was `measured`; the outputs are the same, byte for byte."""
     usual = replace(plan, measured=measured)
-    if not plan.shards or not plan.budget.auto:
+    if not plan.shards or not plan.budget.auto or measured.latency < SLOW:
         return usual
     best, speed = plan.budget, WORTH * measured.rate(plan.memory.threads, _row(plan, plan.memory))
     for budget in _alternatives(plan.budget):
