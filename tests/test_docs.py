@@ -3,12 +3,13 @@
 A block of commands is ```bash, or ```console where the output is shown too. Commands that call the program are run in
 a directory of their own, in which `demo` is the demo model set, `/data` and `/shared` are replaced, and the files that
 the same page shows are there. What shows no output is only planned. Where a command reads what the one before it has
-made, the whole block is carried out in one directory, command after command. Shown output must appear, line by line
-and in order; `...` stands for anything.
+made, the whole block is carried out, command after command, in a directory that all such blocks share. Shown output
+must appear, line by line and in order; `...` stands for anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import doctest
 import enum
@@ -18,7 +19,7 @@ import re
 import shlex
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,16 +29,19 @@ from safetensors.torch import save_file
 
 import mergeflow
 from mergeflow.config import schema
+from tests.program import call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 SEMANTICS = [ROOT / "docs" / "semantics.md", ROOT / "docs" / "trees.md"]
 PICTURES = sorted((ROOT / "docs" / "pictures").iterdir())
 PATIENCE_SECONDS = 120
-AT_ONCE = 2
+FIRST_PAGE = ROOT / "README.md"
+"""Whose commands are processes, as are those of every page that are carried out. All others plan or talk, and are told
+to the same program, called within the process of the tests."""
 
 PROGRAM = (("python", "launch.py"), ("mergeflow",), ("make", "demo"))
 """What is run; `make demo` is what its recipe is."""
@@ -83,6 +87,11 @@ class Example(NamedTuple):
     code: int
     carried_out: bool
     """Whether it is done whatever it shows, after those before it in the same block."""
+
+    @property
+    def is_process(self) -> bool:
+        """Whether it is a process of its own."""
+        return self.carried_out or self.page == FIRST_PAGE
 
 
 class Ended(NamedTuple):
@@ -192,48 +201,80 @@ def merged_by_a_web_ui(demo_dir: Path) -> dict[str, str]:
     return {"format": "pt", "sd_merge_recipe": json.dumps(top), "sd_merge_models": json.dumps(listed)}
 
 
-@pytest.fixture(scope="module")
-def ended(
-    tmp_path_factory: pytest.TempPathFactory, demo_dir: Path, data: Path
-) -> Iterator[dict[Example, tuple[Future[list[Ended]], int]]]:
-    """All commands, two at a time: each spends most of its time in starting."""
+class Shell:
+    """Where commands are typed: those that are processes one after the other in the background, each once."""
 
-    def run(number: int, together: Sequence[Example]) -> list[Ended]:
-        here = tmp_path_factory.mktemp(f"run{number}", numbered=False)
-        (here / "demo").symlink_to(demo_dir)
-        for name, text in files_of(together[0].page).items():
-            (here / name).parent.mkdir(parents=True, exist_ok=True)
-            (here / name).write_text(text.replace("/data/", f"{data}/"), "utf-8")
-        return [carry_out(example, here) for example in together]
+    def __init__(self, place: Path, demo_dir: Path, data: Path) -> None:
+        self._place = place
+        self._demo_dir = demo_dir
+        self._data = data
+        self._done: dict[tuple[Path, str], Ended] = {}
+        self._background = ThreadPoolExecutor(1)
+        self._processes = {one: self._background.submit(self._process, one) for one in RUN if one.is_process}
 
-    def carry_out(example: Example, here: Path) -> Ended:
+    def ended(self, example: Example) -> Ended:
+        """What came of a command."""
+        if example.is_process:
+            return self._processes[example].result()
+        here = self._directory(example)
+        with contextlib.chdir(here):
+            done = call(*self._arguments(example, here))
+        return self._told(done.both, done.code, here)
+
+    def close(self) -> None:
+        """Begin no more commands."""
+        self._background.shutdown(cancel_futures=True)
+
+    def _process(self, example: Example) -> Ended:
+        """What comes of a process; what was typed before, in the same directory, has made what it makes."""
+        here = self._directory(example)
+        if (here, example.command) not in self._done:
+            check = example.command.split()[0] in CHECKS
+            program = [sys.executable, str(ROOT / "launch.py")]
+            done = subprocess.run(
+                shlex.split(example.command) if check else [*program, *self._arguments(example, here)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=here,
+                timeout=PATIENCE_SECONDS,
+            )
+            self._done[here, example.command] = self._told(done.stdout, done.returncode, here)
+        return self._done[here, example.command]
+
+    def _directory(self, example: Example) -> Path:
+        """Where a command is typed: there is `demo`, and the files that the page shows."""
+        here = self._place / ("together" if example.carried_out else f"command{RUN.index(example)}")
+        if not here.exists():
+            here.mkdir()
+            (here / "demo").symlink_to(self._demo_dir)
+        for file, text in files_of(example.page).items():
+            (here / file).parent.mkdir(parents=True, exist_ok=True)
+            (here / file).write_text(text.replace("/data/", f"{self._data}/"), "utf-8")
+        return here
+
+    def _arguments(self, example: Example, here: Path) -> list[str]:
         # Outputs stay with their command: several commands of a page write to the same directory.
-        arguments = [argument.replace(f"out={data}/", f"out={here}/") for argument in arguments_of(example, data)]
-        check = example.command.split()[0] in CHECKS
-        done = subprocess.run(
-            shlex.split(example.command) if check else [sys.executable, str(ROOT / "launch.py"), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=here,
-            timeout=PATIENCE_SECONDS,
-        )
-        return Ended(done.stdout.replace(f"{here}/", "/data/").replace(f"{data}/", "/data/"), done.returncode)
+        return [word.replace(f"out={self._data}/", f"out={here}/") for word in arguments_of(example, self._data)]
 
-    groups: dict[object, list[Example]] = {}
-    for example in RUN:
-        groups.setdefault(example.place if example.carried_out else example, []).append(example)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        futures = [(pool.submit(run, number, group), group) for number, group in enumerate(groups.values())]
-        yield {example: (future, index) for future, group in futures for index, example in enumerate(group)}
+    def _told(self, output: str, code: int, here: Path) -> Ended:
+        return Ended(output.replace(f"{here}/", "/data/").replace(f"{self._data}/", "/data/"), code)
 
 
-@pytest.mark.parametrize("example", RUN, ids=lambda example: f"{example.place} {example.command[:60]}")
-def test_a_command_does_what_the_page_shows(
-    example: Example, ended: dict[Example, tuple[Future[list[Ended]], int]]
-) -> None:
-    group, index = ended[example]
-    output, code = group.result()[index]
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory, demo_dir: Path, data: Path) -> Iterator[Shell]:
+    opened = Shell(tmp_path_factory.mktemp("shell"), demo_dir, data)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    "example",
+    sorted(RUN, key=lambda example: example.is_process),  # those in the background have time until the others are done
+    ids=lambda example: f"{example.place} {example.command[:60]}",
+)
+def test_a_command_does_what_the_page_shows(example: Example, shell: Shell) -> None:
+    output, code = shell.ended(example)
     assert code == example.code, output
     lines = iter(plain(line) for line in output.splitlines())
     for shown in map(plain, example.shown):

@@ -1,65 +1,28 @@
-"""The program called within the test's own process: a sweep takes a second, not the three until torch is there."""
+"""What the tests of the command line share: calls of the program, and what is merged."""
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import sys
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 
-from mergeflow.config.cli import main
-from mergeflow.config.jobs import Outcome
+from tests import program
 from tests.models import write_models
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.program import Call
 
 ELEMENTS = 20_000
 
 
-class Done(NamedTuple):
-    """What came of a call."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Call(Protocol):
-    """Call the program with these arguments, in a directory of the test's own."""
-
-    def __call__(self, *arguments: str) -> Done: ...
-
-
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Call]:
-    root, terminated = logging.getLogger(), signal.getsignal(signal.SIGTERM)
-    handlers, level = list(root.handlers), root.level
-    monkeypatch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", ""))  # so that it is undone
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
+    """Call the program in a directory of the test's own."""
     monkeypatch.chdir(tmp_path)
-
-    def called(*arguments: str) -> Done:
-        Outcome.code, Outcome.finished, Outcome.begun, Outcome.told = 0, 0, False, []
-        monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        GlobalHydra.instance().clear()
-        assert HydraConfig.instance().cfg is None
-        return Done(int(str(end.value.code)), *capsys.readouterr())
-
-    yield called
-    GlobalHydra.instance().clear()
-    HydraConfig.instance().cfg = None
-    signal.signal(signal.SIGTERM, terminated)
-    root.handlers[:], root.level = handlers, level
+    return program.call
 
 
 @pytest.fixture(scope="session")

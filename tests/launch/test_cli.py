@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 from safetensors import safe_open
 
-from tests.launch.conftest import Done
+from tests.program import Done
 
 if TYPE_CHECKING:
-    from tests.launch.conftest import Call
+    from tests.program import Call
 
 ROOT = Path(__file__).resolve().parents[2]
 X17, X11C = (f"{name}-AstolfoMix-x13te0x14te1.safetensors" for name in ("x17", "x11c"))
@@ -271,7 +271,7 @@ def test_a_mistake_in_a_comparison_gets_a_short_answer(
 def test_a_mistake_gets_a_short_answer_from_a_process_too(name: str, demo: list[str], tmp_path: Path) -> None:
     arguments, code, words = MISTAKES[name]
     done = launch(*demo, *arguments, cwd=tmp_path)
-    assert_short_answer(Done(done.returncode, done.stdout, done.stderr), code, words)
+    assert_short_answer(Done(done.returncode, done.stdout, done.stderr, ""), code, words)
     assert not (tmp_path / "out").exists()
 
 

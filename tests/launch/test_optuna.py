@@ -13,7 +13,7 @@ from tests.launch.test_select import TRIED, chosen
 from tests.launch.test_sweep import alternatives, files, manifest_of, shown
 
 if TYPE_CHECKING:
-    from tests.launch.conftest import Call
+    from tests.program import Call
 
 pytestmark = [
     pytest.mark.skipif(find_spec("optuna") is None, reason="the extra [optuna] is not installed"),

@@ -9,7 +9,7 @@ from mergeflow.demo.score import BEST, distance
 from tests.launch.test_sweep import files, manifest_of, shown
 
 if TYPE_CHECKING:
-    from tests.launch.conftest import Call
+    from tests.program import Call
 
 TRIED = ("4", "7", "8", "11")
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.launch.conftest import Call
+    from tests.program import Call
 
 STEM = "x17-AstolfoMix-x13te0x14te1"
 

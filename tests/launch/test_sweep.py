@@ -21,7 +21,7 @@ from tests.launch.test_cli import PATIENCE_SECONDS, _wait_for, command
 from tests.models import write_models
 
 if TYPE_CHECKING:
-    from tests.launch.conftest import Call
+    from tests.program import Call
 
 FILE = "merged.safetensors"
 LISTS = ("1,2", "1,2,3", "4,2=2", "all but broken", "3")
