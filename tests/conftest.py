@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from hypothesis import HealthCheck, settings
 from omegaconf import OmegaConf
 
 from mergeflow.demo import ensure_demo
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mergeflow.recipe.architecture import Architecture
+
+# How long an example takes says nothing on a machine that does other work at the same time.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 CONF = Path(__file__).parent.parent / "conf"
 

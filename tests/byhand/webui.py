@@ -58,12 +58,16 @@ def merge_files(
         merged = bake({key: to_half(value, save_half) for key, value in a.items()}, bake_vae, save_half)
     else:
         formula = _formula(interp, c_path, b, multiplier, scalars)
-        merged = {
-            key: to_half(formula(key, value, b[key]), save_half) if is_merged(key) and key in b else value
-            for key, value in a.items()
-        }
+        merged = _merged(a, b, is_merged, lambda *of: to_half(formula(*of), save_half))
         merged = bake(merged, bake_vae, save_half)
     return write(out_path, counted(merged, position_ids), FORMAT)
+
+
+def _merged(
+    a: Tensors, b: Tensors, merges: Callable[[str], bool], formula: Callable[[str, Tensor, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of A; what is merged by its name, and is in B too, by the formula of the name, A's and B's."""
+    return {key: formula(key, mine, b[key]) if merges(key) and key in b else mine for key, mine in a.items()}
 
 
 def _formula(
@@ -91,12 +95,9 @@ def merge_files_supermerger(
 ) -> Path:
     """Supermerger's "weight sum" at an alpha of `multiplier`: fewer keys are merged, and those of B alone are added."""
     a, b = read(a_path).tensors, read(b_path).tensors
-    merged = {
-        key: _supermerged(value, b[key], multiplier, calc, scalars)
-        if is_merged_by_supermerger(key) and key in b
-        else value
-        for key, value in a.items()
-    }
+    merged = _merged(
+        a, b, is_merged_by_supermerger, lambda _, mine, other: _supermerged(mine, other, multiplier, calc, scalars)
+    )
     merged |= {key: value for key, value in b.items() if key not in a and is_merged(key)}
     merged = bake(merged, bake_vae, save_half=False)
     if save_half:

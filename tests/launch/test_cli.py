@@ -1,4 +1,7 @@
-"""The command line as a user has it: a process, its two streams, its exit code, and what it leaves on the disk."""
+"""The command line as a user has it: its two streams, its exit code, and what it leaves on the disk.
+
+What `launch` begins is a process; where nothing hangs on that, `call` has the same program in that of the test.
+"""
 
 from __future__ import annotations
 
@@ -126,10 +129,10 @@ def test_the_output_says_what_it_is_made_of_and_no_path(
 
 
 def test_one_target_alone_is_the_same_file_as_beside_the_other(
-    merged: tuple[Path, subprocess.CompletedProcess[str]], demo: list[str], tmp_path: Path
+    merged: tuple[Path, subprocess.CompletedProcess[str]], demo: list[str], tmp_path: Path, call: Call
 ) -> None:
     out, _ = merged
-    assert launch(*demo, "target=x17", "executor.memory=128MiB", cwd=tmp_path).returncode == 0
+    assert call(*demo, "target=x17", "executor.memory=128MiB").code == 0
     assert (tmp_path / "out" / X17).read_bytes() == (out / X17).read_bytes()
 
 
@@ -147,16 +150,16 @@ def test_the_plan_reads_headers_writes_nothing_and_explains_itself(demo: list[st
         assert line in done.stdout
 
 
-def test_every_problem_of_a_plan_is_told_at_once(demo: list[str], tmp_path: Path) -> None:
+def test_every_problem_of_a_plan_is_told_at_once(demo: list[str], tmp_path: Path, call: Call) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / X11C).write_bytes(b"something dear")
-    done = launch(*demo, "job=plan", "target.x17.components.vae.model=06", "selection.unet='35,01=2'", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "problems (4)" in done.stdout
-    assert "248 tensor(s) not in 06" in done.stdout
-    assert "the marker 'v_pred' is in 35 and not in 01" in done.stdout
-    assert "overwrite=true" in done.stdout
-    assert "this plan cannot be carried out" in done.stdout
+    done = call(*demo, "job=plan", "target.x17.components.vae.model=06", "selection.unet='35,01=2'")
+    assert done.code == 1
+    assert "problems (4)" in done.out
+    assert "248 tensor(s) not in 06" in done.out
+    assert "the marker 'v_pred' is in 35 and not in 01" in done.out
+    assert "overwrite=true" in done.out
+    assert "this plan cannot be carried out" in done.out
 
 
 MISTAKES = {
@@ -248,7 +251,6 @@ COMPARISONS = {
     ),
 }
 AS_PROCESSES = ("a typo in an option", "a folder that is missing", "an unknown id")
-"""The others are told by the same program, called within the process of the test: it need not start anew for each."""
 
 
 @pytest.mark.parametrize(("arguments", "code", "words"), MISTAKES.values(), ids=MISTAKES.keys())
@@ -283,27 +285,27 @@ def assert_short_answer(done: Done, code: int, words: str) -> None:
     assert len(done.err.splitlines()) <= 6
 
 
-def test_an_id_that_yaml_reads_as_octal_is_refused(demo: list[str], tmp_path: Path) -> None:
+def test_an_id_that_yaml_reads_as_octal_is_refused(demo: list[str], tmp_path: Path, call: Call) -> None:
     (tmp_path / "mine" / "selection").mkdir(parents=True)
     (tmp_path / "mine" / "selection" / "mine.yaml").write_text("models: [01, 010]\n")
-    done = launch("-cd", "mine", *demo, "selection=mine", "target=single", "job=plan", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "YAML does not read 010 as the id that it looks like" in done.stderr
+    done = call("-cd", "mine", *demo, "selection=mine", "target=single", "job=plan")
+    assert done.code == 2
+    assert "YAML does not read 010 as the id that it looks like" in done.err
 
 
 def test_a_selection_and_a_target_of_ones_own_are_found_in_a_directory_of_ones_own(
-    demo: list[str], tmp_path: Path
+    demo: list[str], tmp_path: Path, call: Call
 ) -> None:
     (tmp_path / "mine" / "selection").mkdir(parents=True)
     (tmp_path / "mine" / "selection" / "mine.yaml").write_text("models: [1, '02', 5]\n")
-    done = launch("-cd", "mine", *demo, "selection=mine", "target=single", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "unet: uniform of 3" in done.stdout
+    done = call("-cd", "mine", *demo, "selection=mine", "target=single")
+    assert done.code == 0, done.err
+    assert "unet: uniform of 3" in done.out
 
 
-def test_the_plan_draws_every_tree_once(demo: list[str], tmp_path: Path) -> None:
-    done = launch(*demo, "job=plan", "method=pairwise", "method.multipliers.te0-13=0.4", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_the_plan_draws_every_tree_once(demo: list[str], tmp_path: Path, call: Call) -> None:
+    done = call(*demo, "job=plan", "method=pairwise", "method.multipliers.te0-13=0.4")
+    assert done.code == 0, done.err
     for lines in (
         "te0   pairwise (webui) of 14 models, written as F16, I64",
         "        te0-13  B at 0.4\n        ├─ te0-12\n        │  ├─ te0-7\n        │  │  ├─ te0-1 = 05 + 11\n",
@@ -311,8 +313,8 @@ def test_the_plan_draws_every_tree_once(demo: list[str], tmp_path: Path) -> None
         "te0   pairwise (webui) of 14 models, written as F16, I64\n        by the tree of te0 of x17\n",
         "nothing forbids this plan",
     ):
-        assert lines in done.stdout
-    assert done.stdout.count("te0-1 = 05 + 11") == 1
+        assert lines in done.out
+    assert done.out.count("te0-1 = 05 + 11") == 1
 
 
 def test_a_recorded_tree_is_merged_and_says_what_it_is_made_of(
@@ -330,11 +332,11 @@ def test_a_recorded_tree_is_merged_and_says_what_it_is_made_of(
 
 
 def test_a_file_is_made_again_from_what_it_says_of_itself(
-    x39a: tuple[Path, subprocess.CompletedProcess[str]], demo: list[str], tmp_path: Path
+    x39a: tuple[Path, subprocess.CompletedProcess[str]], demo: list[str], tmp_path: Path, call: Call
 ) -> None:
     path, _ = x39a
-    done = launch(*demo, "recipe=file", f"recipe.file={path}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = call(*demo, "recipe=file", f"recipe.file={path}")
+    assert done.code == 0, done.err
     assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 
@@ -398,11 +400,11 @@ def test_showing_the_config_imports_neither_torch_nor_ray(tmp_path: Path) -> Non
 
 
 def test_a_sweep_makes_each_alternative_in_a_folder_of_its_own_and_goes_on_after_a_failure(
-    demo: list[str], tmp_path: Path
+    demo: list[str], tmp_path: Path, call: Call
 ) -> None:
-    done = launch("-m", *demo, "target=x17", "selection.unet='01,02','01,99','02,06'", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "'99' is not in" in done.stderr
+    done = call("-m", *demo, "target=x17", "selection.unet='01,02','01,99','02,06'")
+    assert done.code == 2
+    assert "'99' is not in" in done.err
     made = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.safetensors"))
     assert made == [f"0/{X17}", f"2/{X17}"]
 
