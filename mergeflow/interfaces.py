@@ -6,6 +6,7 @@ Each has a conformance suite in `tests/conformance/`; an implementation that pas
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -29,13 +30,48 @@ SHARED_WORDS = 2
 """How many values of fp64 a register of `SharedSums` has for each element (`methods.family`)."""
 
 
-class Rows(NamedTuple):
-    """The same elements of several sources: what a method merges into one row."""
+class Rows:
+    """The same elements of several sources: what a method merges into one row.
 
-    values: Sequence[Tensor]
-    """1-D tensors of equal length, each in the dtype of its source (fp8 arrives widened to fp16, exactly)."""
-    peaks: Sequence[float]
-    """The largest magnitude in each row; not finite where the row holds a NaN or an infinity."""
+    Args:
+        matrices: The rows, one after the other, as matrices `(rows, elements)` of one dtype each, that of the sources
+            (fp8 arrives widened to fp16, exactly).
+        peaks: The largest magnitude in each row; not finite where the row holds a NaN or an infinity.
+        floors: The smallest magnitude in each row, where anyone has looked; empty otherwise.
+    """
+
+    def __init__(self, matrices: Sequence[Tensor], peaks: Sequence[float], floors: Sequence[float] = ()) -> None:
+        self.matrices, self.peaks, self.floors = matrices, peaks, floors
+
+    @classmethod
+    def of(cls, values: Sequence[Tensor], peaks: Sequence[float], floors: Sequence[float] = ()) -> Rows:
+        """The same for rows that each lie somewhere else."""
+        return cls([value[None] for value in values], peaks, floors)
+
+    @cached_property
+    def values(self) -> Sequence[Tensor]:
+        """1-D tensors of equal length, one for each row."""
+        return [row for matrix in self.matrices for row in matrix.unbind(0)]
+
+    def take(self, indices: Sequence[int]) -> Rows:
+        """Some of the rows, without a copy; neighbours stay in one matrix."""
+        runs = _runs(tuple(indices), tuple(matrix.shape[0] for matrix in self.matrices))
+        matrices = [self.matrices[index][first:last] for index, first, last in runs]
+        floors = [self.floors[index] for index in indices] if self.floors else ()
+        return Rows(matrices, [self.peaks[index] for index in indices], floors)
+
+
+@lru_cache(maxsize=1024)  # the same for every piece of a tensor, and mostly for every tensor
+def _runs(indices: tuple[int, ...], heights: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+    """(matrix, first row, last row + 1) of the longest runs that are these rows of matrices with so many rows."""
+    places = [(matrix, row) for matrix, height in enumerate(heights) for row in range(height)]
+    runs: list[tuple[int, int, int]] = []
+    for matrix, row in map(places.__getitem__, indices):
+        if runs and runs[-1][0] == matrix and runs[-1][2] == row:
+            runs[-1] = (matrix, runs[-1][1], row + 1)
+        else:
+            runs.append((matrix, row, row + 1))
+    return tuple(runs)
 
 
 class Step(NamedTuple):

@@ -268,13 +268,9 @@ def shell(tmp_path_factory: pytest.TempPathFactory, demo_dir: Path, data: Path) 
     opened.close()
 
 
-def in_background(example: Example) -> bool:
-    return example.is_process
-
-
 @pytest.mark.parametrize(
     "example",
-    sorted(RUN, key=in_background),  # they have time until the others are done
+    [*(one for one in RUN if not one.is_process), *(one for one in RUN if one.is_process)],  # which have begun by then
     ids=lambda example: f"{example.place} {example.command[:60]}",
 )
 def test_a_command_does_what_the_page_shows(example: Example, shell: Shell) -> None:

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
 WIDER = (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32))
 """What `dtype=` may say instead when a result does not fit."""
-CENSUS_ROWS = 8
-"""Rows whose magnitudes are looked at together; few enough that they stay in a core's own cache."""
+CENSUS_BYTES = 16 * PIECE
+"""Of the rows whose magnitudes are looked at together; few enough that they stay in a core's own cache."""
+MAGNITUDE = {dtype: torch.tensor(torch.iinfo(dtype).max, dtype=dtype) for dtype in INTEGER_VIEW.values()}
+"""What clears the sign; as a tensor, which torch takes faster than a number."""
 
 
 class Piece(NamedTuple):
@@ -52,7 +54,7 @@ class Arithmetic:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._census = torch.empty(CENSUS_ROWS * PIECE, dtype=torch.int64)
+        self._census = torch.empty(CENSUS_BYTES // 8, dtype=torch.int64)
 
     def merge(
         self,
@@ -88,35 +90,43 @@ class Arithmetic:
                     impossible[index] = error
 
     def _rows(self, groups: Sequence[Group], part: slice, floats: bool) -> Rows:
-        values: list[Tensor] = []
+        matrices: list[Tensor] = []
         peaks: list[float] = []
+        floors: list[float] = []
         for group in groups:
             matrix = group.values[:, part]
             if group.dtype.is_fp8:
                 matrix = matrix.to(torch.float16)
-            values += matrix.unbind(0)
+            matrices.append(matrix)
             if not floats or matrix.is_complex():
-                peaks += [math.nan] * len(matrix)
+                peaks += [math.nan] * matrix.shape[0]
+                floors += [0.0] * matrix.shape[0]
             elif group.dtype.is_float:
-                peaks += self._peaks(matrix)
+                self._look_at(matrix, peaks, floors)
             else:
                 peaks += matrix.double().abs().amax(1).tolist()
-        return Rows(values, peaks)
+                floors += [0.0] * matrix.shape[0]
+        return Rows(matrices, peaks, floors)
 
-    def _peaks(self, matrix: Tensor) -> list[float]:
-        """The largest magnitude in each row; infinite or NaN where the row holds one.
+    def _look_at(self, matrix: Tensor, peaks: list[float], floors: list[float]) -> None:
+        """Append the largest magnitude in each row, infinite or NaN where the row holds one, and the smallest.
 
-        It is read off the bits without the sign, which are ordered as the magnitudes are, NaN above infinity.
+        They are read off the bits without the sign, which are ordered as the magnitudes are, NaN above infinity.
+        Nobody asks for the smallest of fp16, so that it is not looked for.
         """
-        integers = INTEGER_VIEW[matrix.element_size()]
-        bits = matrix.view(integers)
-        mask = torch.iinfo(integers).max
-        found: list[float] = []
-        for first in range(0, len(bits), CENSUS_ROWS):
-            some = bits[first : first + CENSUS_ROWS]
-            room = self._census.view(integers)[: some.numel()].view(some.shape)
-            found += torch.bitwise_and(some, mask, out=room).amax(1).view(matrix.dtype).tolist()
-        return found
+        bits = matrix.view(INTEGER_VIEW[matrix.element_size()])
+        room = self._census.view(bits.dtype)
+        mask = MAGNITUDE[bits.dtype]
+        width = bits.shape[1]
+        most = max(room.shape[0] // max(width, 1), 1)
+        for first in range(0, bits.shape[0], most):
+            some = bits[first : first + most]
+            magnitudes = torch.bitwise_and(some, mask, out=room[: some.numel()].view(some.shape))
+            peaks += magnitudes.amax(1).view(matrix.dtype).tolist()
+            if matrix.dtype == torch.float16:
+                floors += [0.0] * some.shape[0]
+            else:
+                floors += magnitudes.amin(1).view(matrix.dtype).tolist()
 
     def _count(self, piece: Piece, tolerated: Counter[tuple[int, str]], floats: bool) -> None:
         """Count what is tolerated, row by row, so that a row that several targets use counts once."""
@@ -128,7 +138,7 @@ class Arithmetic:
 
     def _cell(self, piece: Piece, cell: Cell, method: Method, out: Tensor, made: bool) -> None:
         """Merge one cell, unless it is `made` already, and check what came of it."""
-        rows = Rows([piece.rows.values[row] for row in cell.rows], [piece.rows.peaks[row] for row in cell.rows])
+        rows = piece.rows.take(cell.rows)
         try:
             if method.takes_any_dtype:
                 method.merge(rows, cell.shares, out)
@@ -149,7 +159,9 @@ class Arithmetic:
     def _check_result(self, piece: Piece, cell: Cell, method: Method, rows: Rows, finite: bool, out: Tensor) -> None:
         """Only what came in may go out: anything else that is not finite has overflowed."""
         result = out.to(torch.float16) if out.dtype.itemsize == 1 else out  # fp8 has neither census nor isfinite
-        if all(map(math.isfinite, self._peaks(result[None]))):
+        peaks: list[float] = []
+        self._look_at(result[None], peaks, [])
+        if math.isfinite(peaks[0]):
             return
         bad = ~result.isfinite()
         passed = (row.isfinite() for row in rows.values)

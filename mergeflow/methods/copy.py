@@ -34,7 +34,7 @@ class Copy:
     def skip(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
         """As `merge`, with NaN where the only value is not finite."""
         (row,) = rows.values
-        self.merge(Rows([row.masked_fill(~row.isfinite(), math.nan)], rows.peaks), shares, out)
+        self.merge(Rows.of([row.masked_fill(~row.isfinite(), math.nan)], rows.peaks), shares, out)
 
 
 class Agree:
@@ -68,7 +68,7 @@ class Whole(Agree):
     def merge(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
         """As `Agree.merge`, after rounding every row to whole numbers."""
         values = [row.double().round() if row.is_floating_point() else row for row in rows.values]
-        super().merge(Rows(values, rows.peaks), shares, out)
+        super().merge(Rows.of(values, rows.peaks), shares, out)
 
 
 def _same(row: Tensor, expected: Tensor) -> Tensor:

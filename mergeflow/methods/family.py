@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mergeflow.interfaces import SHARED_WORDS
-from mergeflow.methods.exact import Scratch, add_to, divide, quantum_of, words_for
+from mergeflow.methods.exact import Scratch, add_to, bound_of, divide, quantum_of, words_for
 from mergeflow.methods.rounding import round_into
 from mergeflow.methods.uniform import LARGEST_SUM
 
@@ -50,8 +50,8 @@ def merge_family(rows: Rows, family: SharedSums, outs: Sequence[Tensor]) -> bool
 
     False if it is not certain that they would be; then nothing is written.
     """
-    values = [rows.values[row] for row in family.rows]
-    bound = sum(rows.peaks[row] * most for row, most in zip(family.rows, family.most, strict=True))
+    needed = rows.take(family.rows)
+    bound = bound_of(needed.peaks, family.most)
     if not bound < LARGEST_SUM:  # nor is NaN
         return False
     means = [
@@ -59,16 +59,15 @@ def merge_family(rows: Rows, family: SharedSums, outs: Sequence[Tensor]) -> bool
         for step in family.steps
         for cell, divisor in zip(step.cells, step.divisors, strict=True)
     ]
-    quantum = quantum_of(values)
+    quantum = quantum_of(needed)
     count, dtype = words_for(bound, quantum, family.additions, means)
     if count > SHARED_WORDS or (count > 1 and any(out == torch.float64 for out, _ in means)):
         return False
-    registers = [_register(index, count, dtype, values[0]) for index in range(family.registers)]
+    registers = [_register(index, count, dtype, rows.matrices[0][0]) for index in range(family.registers)]
     for step in family.steps:
         total = registers[step.into]
         base = registers[step.base] if step.base >= 0 else [word.zero_() for word in total]
-        added, peaks = [rows.values[row] for row in step.rows], [rows.peaks[row] for row in step.rows]
-        add_to(base, added, peaks, step.shares, quantum, total)
+        add_to(base, rows.take(step.rows), step.shares, quantum, total)
         for cell, divisor in zip(step.cells, step.divisors, strict=True):
             round_into(divide(total, divisor, outs[cell].dtype, keep=True), outs[cell])
     return True

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CUT_BITS = FP64_BITS - FP32_BITS
-CUT = (1 << CUT_BITS) - 1
+CUT = torch.tensor((1 << CUT_BITS) - 1)
+KEPT = ~CUT
+"""Tensors, which torch takes faster than numbers."""
 BF16_SMALLEST_NORMAL, BF16_QUANTUM = 2.0**-126, 2.0**-133
 E4M3_ROUNDS_TO_LARGEST = 464.0
 """Above this a value is beyond `float8_e4m3fn`, which has no infinity; some versions of torch make 448 of it."""
@@ -38,7 +40,7 @@ def round_into(value: Tensor, out: Tensor) -> None:
         _settle_bf16_subnormals(value)
     bits = value.view(torch.int64)
     sticky = torch.bitwise_and(bits, CUT, out=_scratch("sticky", value, torch.int64)).add_(CUT)
-    bits.bitwise_or_(sticky).bitwise_and_(~CUT)
+    bits.bitwise_or_(sticky).bitwise_and_(KEPT)
     _narrow_into(_scratch("part", value, torch.float32).copy_(value), out)
 
 

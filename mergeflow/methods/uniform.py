@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mergeflow.methods.exact import add_exactly, divide
+from mergeflow.interfaces import Rows
+from mergeflow.methods.exact import add_exactly, bound_of, divide
 from mergeflow.methods.rounding import round_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
-
-    from mergeflow.interfaces import Rows
 
 COPIED = 1 << 17
 """Values of all rows together that are copied at a time, without NaN and infinity: at most 1 MiB."""
@@ -32,8 +31,8 @@ class Uniform:
 
     def merge(self, rows: Rows, shares: Sequence[int], out: Tensor) -> None:
         """Write the mean of `rows` into `out`; NaN and infinity travel as in any IEEE sum."""
-        if _bound(rows.peaks, shares) < LARGEST_SUM:  # which no sum is that holds NaN or infinity
-            round_into(_mean(rows.values, rows.peaks, shares, sum(shares), out.dtype), out)
+        if bound_of(rows.peaks, shares) < LARGEST_SUM:  # which no sum is that holds NaN or infinity
+            round_into(_mean(rows, shares, sum(shares), out.dtype), out)
             return
         for values, result in _narrowed(rows.values, out):
             mean = _mean_of_finite(values, shares, sum(shares), out.dtype)
@@ -62,22 +61,15 @@ def _mean_of_finite(values: Sequence[Tensor], shares: Sequence[int], total: int 
     """The sum over the finite values only, divided by `total`."""
     cleaned = [torch.where(value.isfinite(), value, 0.0) for value in values]
     peaks = [float(row.abs().amax()) for row in cleaned]
-    if _bound(peaks, shares) < LARGEST_SUM:
-        return _mean(cleaned, peaks, shares, total, dtype)
+    if bound_of(peaks, shares) < LARGEST_SUM:
+        return _mean(Rows.of(cleaned, peaks), shares, total, dtype)
     scaled = [row.double().div_(SCALE) for row in cleaned]
-    return _mean(scaled, [peak / SCALE for peak in peaks], shares, total, dtype).mul_(SCALE)
+    return _mean(Rows.of(scaled, [peak / SCALE for peak in peaks]), shares, total, dtype).mul_(SCALE)
 
 
-def _bound(peaks: Sequence[float], shares: Sequence[int]) -> float:
-    """What no sum of the rows exceeds, in whatever order."""
-    return sum(peak * share for peak, share in zip(peaks, shares, strict=True))
-
-
-def _mean(
-    values: Sequence[Tensor], peaks: Sequence[float], shares: Sequence[int], total: int | Tensor, dtype: torch.dtype
-) -> Tensor:
+def _mean(rows: Rows, shares: Sequence[int], total: int | Tensor, dtype: torch.dtype) -> Tensor:
     """The mean, fit to be rounded once more, to `dtype`."""
-    return divide(add_exactly(values, peaks, shares, dtype), total, dtype)
+    return divide(add_exactly(rows, shares, dtype), total, dtype)
 
 
 def _any(kind: Callable[[Tensor], Tensor], values: Sequence[Tensor]) -> Tensor:

@@ -87,7 +87,7 @@ def from_bits(raw: bytes, dtype: torch.dtype) -> Tensor:
 def rows_of(values: Sequence[Tensor]) -> Rows:
     """Rows as a worker would hand them over: fp8 widened, each with its largest magnitude."""
     widened = [value.half() if value.element_size() == 1 and value.is_floating_point() else value for value in values]
-    return Rows(widened, [_peak(value) for value in widened])
+    return Rows.of(widened, [_peak(value) for value in widened])
 
 
 def _peak(value: Tensor) -> float:

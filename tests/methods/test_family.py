@@ -79,8 +79,7 @@ def together(rows: Rows, cells: Sequence[Cell], *dtypes: torch.dtype) -> Made:
 
 def merged_alone(rows: Rows, cell: Cell, dtype: torch.dtype) -> Tensor:
     out = torch.empty(len(rows.values[0]), dtype=dtype)
-    chosen = Rows([rows.values[row] for row in cell.rows], [rows.peaks[row] for row in cell.rows])
-    Uniform().merge(chosen, cell.shares, out)
+    Uniform().merge(rows.take(cell.rows), cell.shares, out)
     return out
 
 
@@ -322,7 +321,7 @@ def test_peaks_decide_only_how_not_what() -> None:
     values = [torch.tensor([0.5, -0.25 * index]) for index in range(6)]
     cells = without_each([1] * 6)
     for peak in (1.25, 1e3, 1e9):
-        made = together(Rows(values, [peak] * 6), cells, torch.float32)
+        made = together(Rows.of(values, [peak] * 6), cells, torch.float32)
         assert made.path is not ALONE
         assert all(
             same_bits(out, merged_alone(rows_of(values), one, torch.float32))

@@ -53,7 +53,7 @@ def merged(steps: Sequence[Step], values: Sequence[Tensor], out: Dtype | torch.d
     """What `Pairwise` makes of the rows."""
     dtype = TORCH[steps[-1].dtype] if out is None else TORCH[out] if isinstance(out, Dtype) else out
     made = torch.full((len(values[0]),), 77, dtype=dtype)
-    Pairwise(steps).merge(Rows(values, [math.nan] * len(values)), [1] * len(values), made)
+    Pairwise(steps).merge(Rows.of(values, [math.nan] * len(values)), [1] * len(values), made)
     return made
 
 

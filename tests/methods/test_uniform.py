@@ -157,5 +157,5 @@ class TestConformanceOfTheSlowPath(TestConformance):
 def test_peaks_decide_only_how_not_what() -> None:
     values = [torch.tensor([0.5, -0.25]), torch.tensor([0.125, 3.0])]
     told = torch.empty(2)
-    Uniform().merge(Rows(values, [1e30, 1e30]), [1, 2], told)
+    Uniform().merge(Rows.of(values, [1e30, 1e30]), [1, 2], told)
     assert same_bits(told, mean(values, torch.float32, [1, 2]))
