@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from mergeflow.compare.ulp import BINS, histogram_of, ulp_distance
-from mergeflow.methods.exact import INTEGER_VIEW, Scratch
+from mergeflow.methods.exact import INTEGER_VIEW
+from mergeflow.methods.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

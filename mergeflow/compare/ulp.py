@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from mergeflow.execute.block import torch_dtype
-from mergeflow.methods.exact import INTEGER_VIEW, Scratch
+from mergeflow.methods.exact import INTEGER_VIEW
 from mergeflow.methods.rounding import round_into
+from mergeflow.methods.scratch import Scratch
 from mergeflow.tensors import LAYOUT_ORDER, Dtype
 
 if TYPE_CHECKING:

@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from mergeflow.interfaces import SHARED_WORDS
-from mergeflow.methods.exact import Scratch, add_to, bound_of, divide, quantum_of, words_for
+from mergeflow.methods.exact import add_to, bound_of, divide, quantum_of, words_for
 from mergeflow.methods.rounding import round_into
+from mergeflow.methods.scratch import Scratch
 from mergeflow.methods.uniform import LARGEST_SUM
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from mergeflow.methods.exact import Scratch
 from mergeflow.methods.rounding import round_into
+from mergeflow.methods.scratch import Scratch
 from mergeflow.tensors import Dtype
 
 if TYPE_CHECKING:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mergeflow.methods.exact import FP32_BITS, FP64_BITS, Scratch
+from mergeflow.methods.exact import FP64_BITS
+from mergeflow.methods.products import FP32_BITS
+from mergeflow.methods.scratch import Scratch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergeflow.interfaces import Rows
-from mergeflow.methods import exact
+from mergeflow.methods import exact, products
 from mergeflow.methods.uniform import Uniform
 from tests.methods.reference import (
     BF16,
@@ -270,7 +270,7 @@ def test_the_fast_paths_give_the_bits_of_the_slow_ones(stack: tuple[list[Tensor]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact, "_may_divide_in_fp32", lambda *_: False)
         assert same_bits(mean(values, out.dtype, shares), fast)
-        patch.setattr(exact, "SHORTEST_RUN", len(values) + 1)  # no sums in fp32
+        patch.setattr(products, "SHORTEST_RUN", len(values) + 1)  # no sums in fp32
         assert same_bits(mean(values, out.dtype, shares), fast)
         patch.setattr(exact, "_fits", lambda *_: False)  # no sums in one word
         patch.setattr(exact, "_count", lambda *_: exact.MOST_WORDS)
