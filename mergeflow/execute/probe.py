@@ -1,6 +1,6 @@
 """A sample of a run: how fast the storage gives a few of the bytes that it will read, and how fast they are merged.
 
-It reads at most a hundredth of what the run will read, for about half a second, and only what is selected.
+It reads about a hundredth of what the run will read, for half a second at most, and only what is selected.
 """
 
 from __future__ import annotations
