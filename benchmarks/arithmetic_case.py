@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import arithmetic
 from benchmarks.figures import Figure
 from benchmarks.place import machine
 from benchmarks.section import Section, settings_of
@@ -19,15 +17,10 @@ if TYPE_CHECKING:
     from benchmarks.options import Options
     from benchmarks.tables import Cell
 
-MODULE = "benchmarks.arithmetic"
 
-
-def measure(wanted: Options, place: Path) -> Section | None:
-    """A table of what `measure(rounds)` of that module returns, row by row; None where there is no such module."""
-    if find_spec(MODULE) is None:
-        sys.stderr.write(f"benchmarks: there is no {MODULE} yet, so the arithmetic was not measured\n")
-        return None
-    rows = import_module(MODULE).measure(wanted.rounds)
+def measure(wanted: Options, place: Path) -> Section:
+    """A table of what `benchmarks.arithmetic` measures, row by row."""
+    rows = arithmetic.measure(wanted.rounds)
     told = {"rounds": settings_of(wanted)["rounds"]}
     return Section("arithmetic", (table(rows),), told, machine(place))
 
