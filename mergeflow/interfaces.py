@@ -27,7 +27,7 @@ Io: TypeAlias = Literal["auto", "buffered", "direct"]
 SHARES_LIMIT = 1 << 26
 """What the shares of one mean add up to less than, as integers: a quotient is exact only below (`methods.exact`)."""
 SHARED_WORDS = 2
-"""How many values of fp64 a register of `SharedSums` has for each element (`methods.family`)."""
+"""How many values of fp64 a register of `SharedSums` has for each element (`methods.compiled`)."""
 
 
 class Rows:
@@ -37,16 +37,15 @@ class Rows:
         matrices: The rows, one after the other, as matrices `(rows, elements)` of one dtype each, that of the sources
             (fp8 arrives widened to fp16, exactly).
         peaks: The largest magnitude in each row; not finite where the row holds a NaN or an infinity.
-        floors: The smallest magnitude in each row, where anyone has looked; empty otherwise.
     """
 
-    def __init__(self, matrices: Sequence[Tensor], peaks: Sequence[float], floors: Sequence[float] = ()) -> None:
-        self.matrices, self.peaks, self.floors = matrices, peaks, floors
+    def __init__(self, matrices: Sequence[Tensor], peaks: Sequence[float]) -> None:
+        self.matrices, self.peaks = matrices, peaks
 
     @classmethod
-    def of(cls, values: Sequence[Tensor], peaks: Sequence[float], floors: Sequence[float] = ()) -> Rows:
+    def of(cls, values: Sequence[Tensor], peaks: Sequence[float]) -> Rows:
         """The same for rows that each lie somewhere else."""
-        return cls([value[None] for value in values], peaks, floors)
+        return cls([value[None] for value in values], peaks)
 
     @cached_property
     def values(self) -> Sequence[Tensor]:
@@ -57,8 +56,7 @@ class Rows:
         """Some of the rows, without a copy; neighbours stay in one matrix."""
         runs = _runs(tuple(indices), tuple(matrix.shape[0] for matrix in self.matrices))
         matrices = [self.matrices[index][first:last] for index, first, last in runs]
-        floors = [self.floors[index] for index in indices] if self.floors else ()
-        return Rows(matrices, [self.peaks[index] for index in indices], floors)
+        return Rows(matrices, [self.peaks[index] for index in indices])
 
 
 @lru_cache(maxsize=1024)  # the same for every piece of a tensor, and mostly for every tensor
@@ -126,8 +124,11 @@ class SharedSums(NamedTuple):
     """The largest share of each of `rows` in any sum."""
     registers: int
     """How many sums are kept at a time."""
-    additions: int
-    """How many rows are added or subtracted on the way to a sum, at most."""
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """The results that are means of these sums."""
+        return tuple(cell for step in self.steps for cell in step.cells)
 
 
 class RowsDiffer(Exception):

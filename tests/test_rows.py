@@ -15,7 +15,7 @@ def numbered(heights: list[int]) -> Rows:
     ends = list(itertools.accumulate(heights))
     whole = torch.arange(count)[:, None].expand(count, 3).clone()
     matrices = [whole[end - height : end] for height, end in zip(heights, ends, strict=True)]
-    return Rows(matrices, [float(row) for row in range(count)], [row + 0.5 for row in range(count)])
+    return Rows(matrices, [float(row) for row in range(count)])
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4).map(numbered), st.data())
@@ -24,7 +24,6 @@ def test_rows_that_are_taken_are_those_asked_for_with_what_is_known_of_them(rows
     taken = rows.take(indices)
     assert [value.tolist() for value in taken.values] == [[index] * 3 for index in indices]
     assert taken.peaks == indices
-    assert taken.floors == [index + 0.5 for index in indices]
 
 
 def test_neighbours_stay_in_one_matrix_and_nothing_is_copied() -> None:
@@ -33,7 +32,3 @@ def test_neighbours_stay_in_one_matrix_and_nothing_is_copied() -> None:
     assert [matrix[:, 0].tolist() for matrix in taken.matrices] == [[0, 1], [3, 4], [5, 6], [2]]
     taken.values[0].fill_(77)
     assert rows.values[0].tolist() == [77] * 3
-
-
-def test_what_nobody_looked_for_is_not_known_of_those_taken() -> None:
-    assert Rows.of([torch.ones(2), torch.zeros(2)], [1.0, 0.0]).take([1]).floors == ()

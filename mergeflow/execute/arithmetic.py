@@ -1,7 +1,8 @@
-"""Rows to results, in pieces that fit a core's cache, and a look at the values that must not pass unseen.
+"""Rows to results, and a look at the values that must not pass unseen.
 
-The census of magnitudes costs a fraction of the reading and pays twice: it betrays NaN and infinity at their
-source, and it tells the exact sum how far it may go without rounding.
+Nearly all means are made at once, tile by tile (`methods.means`). What is left goes in pieces that fit a core's cache:
+what is no mean, and the tiles in which something is out of the ordinary. There the census of magnitudes pays twice:
+it betrays NaN and infinity at their source, and it tells the exact sum how far it may go without rounding.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from mergeflow.errors import UnmergeableValues
 from mergeflow.execute.block import torch_dtype
 from mergeflow.interfaces import Rows, RowsDiffer
 from mergeflow.methods.exact import INTEGER_VIEW
-from mergeflow.methods.family import merge_family
+from mergeflow.methods.means import Means, alone, can_make
 from mergeflow.methods.registry import method_of
 from mergeflow.plan.tiles import PIECE
+from mergeflow.recipe.request import UNIFORM
 from mergeflow.tensors import Dtype, some
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Arithmetic:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._census = torch.empty(CENSUS_BYTES // 8, dtype=torch.int64)
+        self._means: tuple[Strip | None, Means | None] = None, None
 
     def merge(
         self,
@@ -71,6 +74,9 @@ class Arithmetic:
         `impossible` are left alone; where jobs are `apart`, those join them that cannot be made, and nothing is raised.
         """
         impossible = {} if impossible is None else impossible
+        made = self._make_at_once(strip, groups, outs) if not impossible else set()
+        if len(made) == len(strip.cells):
+            return
         methods = [method_of(cell.method, cell.steps) for cell in strip.cells]
         floats = any(not method.takes_any_dtype for method in methods)
         for start in range(0, tile.stop - tile.start, PIECE):
@@ -78,21 +84,28 @@ class Arithmetic:
             piece = Piece(strip, tile.start + start, self._rows(groups, part, floats))
             self._count(piece, tolerated, floats)
             results = [out[part] for out in outs]
-            made = _made_together(piece, results)
             for index, (cell, method, out) in enumerate(zip(strip.cells, methods, results, strict=True)):
-                if index in impossible:
+                if index in made or index in impossible:
                     continue
                 try:
-                    self._cell(piece, cell, method, out, index in made)
+                    self._cell(piece, cell, method, out)
                 except UnmergeableValues as error:
                     if not self._plan.apart:
                         raise
                     impossible[index] = error
 
+    def _make_at_once(self, strip: Strip, groups: Sequence[Group], outs: Sequence[Tensor]) -> set[int]:
+        """Make the means of a tile that are certain, and tell which they are: all that there are, or none."""
+        before, means = self._means
+        if strip is not before:
+            means = _means_of(strip)
+            self._means = strip, means  # the next tile is mostly of the same strip
+        done = means is not None and means.make([group.values for group in groups], outs)
+        return set(means.cells) if means and done else set()
+
     def _rows(self, groups: Sequence[Group], part: slice, floats: bool) -> Rows:
         matrices: list[Tensor] = []
         peaks: list[float] = []
-        floors: list[float] = []
         for group in groups:
             matrix = group.values[:, part]
             if group.dtype.is_fp8:
@@ -100,33 +113,28 @@ class Arithmetic:
             matrices.append(matrix)
             if not floats or matrix.is_complex():
                 peaks += [math.nan] * matrix.shape[0]
-                floors += [0.0] * matrix.shape[0]
             elif group.dtype.is_float:
-                self._look_at(matrix, peaks, floors)
+                peaks += self._peaks(matrix)
             else:
                 peaks += matrix.double().abs().amax(1).tolist()
-                floors += [0.0] * matrix.shape[0]
-        return Rows(matrices, peaks, floors)
+        return Rows(matrices, peaks)
 
-    def _look_at(self, matrix: Tensor, peaks: list[float], floors: list[float]) -> None:
-        """Append the largest magnitude in each row, infinite or NaN where the row holds one, and the smallest.
+    def _peaks(self, matrix: Tensor) -> list[float]:
+        """The largest magnitude in each row, infinite or NaN where the row holds one.
 
-        They are read off the bits without the sign, which are ordered as the magnitudes are, NaN above infinity.
-        Nobody asks for the smallest of fp16, so that it is not looked for.
+        It is read off the bits without the sign, which are ordered as the magnitudes are, NaN above infinity.
         """
         bits = matrix.view(INTEGER_VIEW[matrix.element_size()])
         room = self._census.view(bits.dtype)
         mask = MAGNITUDE[bits.dtype]
         width = bits.shape[1]
         most = max(room.shape[0] // max(width, 1), 1)
+        peaks: list[float] = []
         for first in range(0, bits.shape[0], most):
             some = bits[first : first + most]
             magnitudes = torch.bitwise_and(some, mask, out=room[: some.numel()].view(some.shape))
             peaks += magnitudes.amax(1).view(matrix.dtype).tolist()
-            if matrix.dtype == torch.float16:
-                floors += [0.0] * some.shape[0]
-            else:
-                floors += magnitudes.amin(1).view(matrix.dtype).tolist()
+        return peaks
 
     def _count(self, piece: Piece, tolerated: Counter[tuple[int, str]], floats: bool) -> None:
         """Count what is tolerated, row by row, so that a row that several targets use counts once."""
@@ -136,8 +144,8 @@ class Arithmetic:
             if row.is_floating_point() and not math.isfinite(peak):
                 tolerated[source, piece.strip.key] += int((~row.isfinite()).sum())
 
-    def _cell(self, piece: Piece, cell: Cell, method: Method, out: Tensor, made: bool) -> None:
-        """Merge one cell, unless it is `made` already, and check what came of it."""
+    def _cell(self, piece: Piece, cell: Cell, method: Method, out: Tensor) -> None:
+        """Merge one cell, and check what came of it."""
         rows = piece.rows.take(cell.rows)
         try:
             if method.takes_any_dtype:
@@ -146,9 +154,7 @@ class Arithmetic:
             finite = all(map(math.isfinite, rows.peaks))
             if not finite and self._plan.nonfinite == "error":
                 self._not_finite(piece, cell)
-            if made:
-                pass
-            elif finite or self._plan.nonfinite == "propagate":
+            if finite or self._plan.nonfinite == "propagate":
                 method.merge(rows, cell.shares, out)
             else:
                 method.skip(rows, cell.shares, out)
@@ -159,9 +165,7 @@ class Arithmetic:
     def _check_result(self, piece: Piece, cell: Cell, method: Method, rows: Rows, finite: bool, out: Tensor) -> None:
         """Only what came in may go out: anything else that is not finite has overflowed."""
         result = out.to(torch.float16) if out.dtype.itemsize == 1 else out  # fp8 has neither census nor isfinite
-        peaks: list[float] = []
-        self._look_at(result[None], peaks, [])
-        if math.isfinite(peaks[0]):
+        if math.isfinite(self._peaks(result[None])[0]):
             return
         bad = ~result.isfinite()
         passed = (row.isfinite() for row in rows.values)
@@ -245,13 +249,18 @@ class Arithmetic:
         return self._plan.checkpoints[piece.strip.sources[row]].id
 
 
-def _made_together(piece: Piece, results: Sequence[Tensor]) -> set[int]:
-    """Merge the cells that share sums, where that gives the bits that they have alone; the indices of those made."""
-    made: set[int] = set()
-    for family in piece.strip.sums:
-        if merge_family(piece.rows, family, results):
-            made.update(cell for step in family.steps for cell in step.cells)
-    return made
+def _means_of(strip: Strip) -> Means | None:
+    """Those of its cells that can be made at once: the sums that they share, and others of which each is alone."""
+    dtypes = [torch_dtype(dtype) for dtype in strip.dtypes]
+    able = {
+        index
+        for index, cell in enumerate(strip.cells)
+        if cell.method == UNIFORM and can_make(cell.shares, {dtypes[row] for row in cell.rows}, torch_dtype(cell.dtype))
+    }
+    shared = [sums for sums in strip.sums if able.issuperset(sums.cells)]
+    rest = able.difference(*(sums.cells for sums in shared))
+    families = shared + [alone(index, strip.cells[index].rows, strip.cells[index].shares) for index in sorted(rest)]
+    return Means(families, dtypes) if families else None
 
 
 def _wider(value: float) -> list[str]:

@@ -1,21 +1,18 @@
 """Sums without rounding, and their quotients, which `rounding` rounds as if they were exact.
 
-Why a sum can be exact. A finite value of a float format with p significant bits is an integer multiple of a
-quantum: at least 2^-24 for every fp16, and 2^(e-p+1) for a row whose smallest nonzero magnitude lies in
-[2^e, 2^(e+1)). Sums of multiples of q are multiples of q, and an accumulator with m bits holds every multiple of q
-up to 2^m q. So as long as the magnitudes add up to less than 2^m q, no addition rounds, in any order. Shares are
-integers: a share times a row is a multiple of q, too, and no more than the sum, so no product rounds either. Then it
-does not matter who adds, in which order and whether multiplications and additions are fused, and the fastest that
-torch has may do it, the product of a matrix and a vector:
+`compiled` makes nearly all means. This is for what it leaves: sums of which two words of fp64 do not suffice, means of
+what is finite among values that are not, and results in fp8.
 
-    fp16 rows in fp32  (m = 24): exact while the magnitudes add up to less than 1
-    fp16 rows in fp64  (m = 53): exact below 2^29, that is for 8,192 models at the very edge of fp16
-    other rows           either: exact if the spread of the magnitudes allows it, which is looked up
-    anything else: several words, each of which takes what every addition to the one before rounds away (TwoSum,
-    Knuth, TAOCP 4.2.2). What n additions to a word of magnitude B round away adds up to at most n 2^-53 B, so the
-    spread tells how many words there must be for the last one to add without rounding.
+Why a sum can be exact. A finite value of a float format with p significant bits is an integer multiple of a quantum:
+at least 2^-24 for every fp16, and 2^(e-p+1) for a row whose smallest nonzero magnitude lies in [2^e, 2^(e+1)). Sums of
+multiples of q are multiples of q, and fp64 holds every multiple of q up to 2^53 q. So as long as the magnitudes add up
+to less, no addition rounds, in any order. Shares are integers: a share times a row is a multiple of q, too, and no
+more than the sum, so no product rounds either. Otherwise there are several words, each of which takes what every
+addition to the one before rounds away (TwoSum, Knuth, TAOCP 4.2.2). What n additions to a word of magnitude B round
+away adds up to at most n 2^-53 B, so the spread of the magnitudes tells how many words there must be for the last one
+to add without rounding.
 
-Why the division may round too. Let S be such a sum in m bits, a multiple of q with |S| < 2^m q; D < 2^(m-p) the
+Why the division may round too. Let S be a sum in one word of m bits, a multiple of q with |S| < 2^m q; D < 2^(m-p) the
 divisor; and t a point at which rounding to p bits turns (halfway between neighbours), in the binade 2^e of S / D. Then
 t is a multiple of 2^(e-p), so that S - D t, unless it is 0, is at least min(q, 2^(e-p)), and S / D is away from t by
 that over D. Rounding S / D to m bits moves it by at most 2^(e-m), which is less than 2^(e-p) / D because of D, and less
@@ -36,11 +33,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from mergeflow.methods.products import FP32_BITS, FP32_RANGE, MARGIN_BITS, add_in_one_word
 from mergeflow.methods.scratch import Scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from mergeflow.interfaces import Rows
 
@@ -49,6 +45,8 @@ Words: TypeAlias = Sequence[Tensor]
 
 FP16_QUANTUM = 2.0**-24
 FP64_BITS = 53
+MARGIN_BITS = 1e-6
+"""What the bookkeeping of magnitudes may itself have rounded, and far more."""
 SIGNIFICANT_BITS = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53}
 INTEGER_VIEW = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 MOST_WORDS = 8
@@ -60,19 +58,21 @@ SPLIT = (1 << 27) - 1
 _scratch = Scratch()
 
 
-def add_exactly(rows: Rows, shares: Sequence[int], out: torch.dtype) -> Words:
-    """The sum of `share * row` over rows of finite values, without rounding, in one word or more.
+def add_exactly(rows: Rows, shares: Sequence[int]) -> Words:
+    """The sum of `share * row` over rows of finite values, without rounding, in one word of fp64 or more.
 
-    The rows are fp16, bf16, fp32 or fp64; shares and their sum are below `SHARES_LIMIT`. `out` is what the mean will be
-    rounded to. The sum is that of all words, the first of which is next to it. They live in this thread's scratch: they
-    are gone with the next call.
+    The rows are fp16, bf16, fp32 or fp64; shares and their sum are below `SHARES_LIMIT`. The sum is that of all words,
+    the first of which is next to it. They live in this thread's scratch: they are gone with the next call.
     """
-    bound = bound_of(rows.peaks, shares)
-    quantum = quantum_of(rows)
-    count, dtype = words_for(bound, quantum, len(shares), [(out, sum(shares))])
+    count = _words_for(bound_of(rows.peaks, shares), _quantum_of(rows), len(shares))
     like = rows.matrices[0][0]
-    words = [_scratch(f"word {index}", like, dtype).zero_() for index in range(count)]
-    add_to(words, rows, shares, quantum, words)
+    words = [_scratch(f"word {index}", like).zero_() for index in range(count)]
+    for value, share in zip(rows.values, shares, strict=True):
+        for term in _terms(value, share):
+            for word in words[:-1]:
+                _two_sum(word, term)
+            words[-1].add_(term)
+    _settle(words)
     return words
 
 
@@ -81,75 +81,28 @@ def bound_of(peaks: Sequence[float], shares: Sequence[int]) -> float:
     return float(sum(map(operator.mul, peaks, shares)))
 
 
-def words_for(
-    bound: float, quantum: float, additions: int, outs: Iterable[tuple[torch.dtype, int]]
-) -> tuple[int, torch.dtype]:
-    """How many words of which dtype it takes so that no addition loses anything.
+def _words_for(bound: float, quantum: float, additions: int) -> int:
+    """How many words it takes so that no addition loses anything.
 
-    `bound` is what the magnitudes of all terms add up to, at most; `quantum` that of the terms. `outs` are the dtypes
-    and divisors of the means that will be made of the sums.
+    `bound` is what the magnitudes of all terms add up to, at most; `quantum` that of the terms.
     """
-    if _fits_fp32(bound, quantum) and all(_may_divide_in_fp32(out, by, quantum) for out, by in outs):
-        return 1, torch.float32
-    if _fits(FP64_BITS, bound, quantum):
-        return 1, torch.float64
-    return _count(bound, quantum, additions), torch.float64
-
-
-def add_to(base: Words, rows: Rows, shares: Sequence[int], quantum: float, total: Words) -> None:
-    """Make `total` the sum `base` and of `share * row` over all rows; it may be `base`, or other memory.
-
-    The words are as many as `words_for` says, and the quantum is that of these rows or less.
-    """
-    if len(total) == 1:
-        add_in_one_word(base[0], rows, shares, quantum, total[0])
-        return
-    for before, word in zip(base, total, strict=True):
-        if word is not before:
-            word.copy_(before)
-    for value, share in zip(rows.values, shares, strict=True):
-        for term in _terms(value, share):
-            for word in total[:-1]:
-                _two_sum(word, term)
-            total[-1].add_(term)
-    _settle(total)
-
-
-def _fits(bits: int, bound: float, quantum: float) -> bool:
-    """Whether multiples of `quantum` below `bound` are exact in so many bits."""
-    return bound == 0 or math.log2(bound) - math.log2(quantum) + MARGIN_BITS < bits
-
-
-def _fits_fp32(bound: float, quantum: float) -> bool:
-    """Whether multiples of `quantum` below `bound` are exact in fp32, and none of them is subnormal there."""
-    least, most = FP32_RANGE
-    return _fits(FP32_BITS, bound, quantum) and (bound == 0 or (quantum >= least and bound <= most))
-
-
-def _may_divide_in_fp32(out: torch.dtype, divisor: int, quantum: float) -> bool:
-    """See "Why the division may round too"; quotients must stay clear of fp32's own subnormals, too."""
-    bits = SIGNIFICANT_BITS.get(out, 4)  # fp8 has fewer
-    return bits <= 11 and divisor < 1 << (FP32_BITS - bits) and quantum >= FP32_RANGE[0]
-
-
-def _count(bound: float, quantum: float, rows: int) -> int:
-    """How many words it takes so that no addition loses anything."""
+    if bound == 0:
+        return 1
     excess = math.log2(bound) - math.log2(quantum) + MARGIN_BITS - FP64_BITS
-    per_word = FP64_BITS - math.log2(2 * rows)
+    if excess < 0:
+        return 1
+    per_word = FP64_BITS - math.log2(2 * additions)
     return min(2 + math.floor(min(excess / per_word, MOST_WORDS)), MOST_WORDS)
 
 
-def quantum_of(rows: Rows) -> float:
+def _quantum_of(rows: Rows) -> float:
     """A power of two of which every value is a multiple; infinite if all are 0."""
     least = math.inf
-    first = 0
     for matrix in rows.matrices:
-        floor = min(rows.floors[first : first + matrix.shape[0]]) if rows.floors else 0.0
-        first += matrix.shape[0]
         if matrix.dtype == torch.float16:
             least = min(least, FP16_QUANTUM)  # worth no look: some value is nearly always that small
         else:
-            least = min(least, _quantum(floor or smallest_magnitude(matrix), matrix.dtype))
+            least = min(least, _quantum(_smallest_magnitude(matrix), matrix.dtype))
     return least
 
 
@@ -162,7 +115,7 @@ def _quantum(magnitude: float, dtype: torch.dtype) -> float:
     return math.ldexp(1.0, max(exponent - SIGNIFICANT_BITS[dtype], -1074))
 
 
-def smallest_magnitude(matrix: Tensor) -> float:
+def _smallest_magnitude(matrix: Tensor) -> float:
     """That of all values that are not 0; infinite if there are none."""
     integers = INTEGER_VIEW[matrix.element_size()]
     mask = torch.iinfo(integers).max
@@ -205,17 +158,14 @@ def _settle(words: Words) -> None:
             moving |= bool(((before != upper) & upper.isfinite()).any())
 
 
-def divide(words: Words, divisor: int | Tensor, out: torch.dtype, keep: bool = False) -> Tensor:
-    """The sum of `words` (see `add_exactly`) over `divisor`, fit to be rounded once more, to `out`; in scratch.
+def divide(words: Words, divisor: int | Tensor, out: torch.dtype) -> Tensor:
+    """The sum of `words` (see `add_exactly`) over `divisor`, fit to be rounded once more, to `out`; fp64, in scratch.
 
-    `divisor` is below `SHARES_LIMIT`. The result is fp64, or fp32 where that is enough. It may take the place of the
-    sum, which stays in the cache so, unless that is to be kept.
+    `divisor` is below `SHARES_LIMIT`.
     """
-    by = divisor.to(words[0].dtype) if isinstance(divisor, Tensor) else divisor
-    room = _scratch("quotient", words[0], words[0].dtype) if keep or len(words) > 1 else words[0]
-    quotient = torch.div(words[0], by, out=room)
     if len(words) == 1:
-        return quotient
+        return words[0].div_(divisor)
+    quotient = torch.div(words[0], divisor, out=_scratch("quotient", words[0]))
     quotient.sub_(_excess(quotient, words, divisor).div_(divisor))
     if out != torch.float64:
         excess = _excess(quotient, words, divisor)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from mergeflow.methods.exact import FP64_BITS
-from mergeflow.methods.products import FP32_BITS
 from mergeflow.methods.scratch import Scratch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+FP32_BITS = 24
 CUT_BITS = FP64_BITS - FP32_BITS
 CUT = torch.tensor((1 << CUT_BITS) - 1)
 KEPT = ~CUT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 
 import torch
@@ -17,25 +16,18 @@ class Scratch(threading.local):
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
-        self._views: dict[tuple[str, torch.dtype, tuple[int, ...]], Tensor] = {}
+        self._views: dict[tuple[str, torch.dtype, int], Tensor] = {}
 
     def __call__(self, name: str, like: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """An uninitialised 1-D buffer of as many values as `like` has; the same memory for the same name."""
-        return self._view(name, dtype, (like.numel(),))
-
-    def matrix(self, name: str, rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """As a call, with so many rows."""
-        return self._view(name, dtype, (rows, like.numel()))
-
-    def _view(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        key = (name, dtype, shape)
+        count = like.numel()
+        key = (name, dtype, count)
         view = self._views.get(key)
         if view is None:
-            count = math.prod(shape)
             held = self._buffers.get((name, dtype))
             if held is None or held.numel() < count or len(self._views) > MOST_VIEWS:
                 self._views.clear()  # of a buffer that is no more, or simply too many
             if held is None or held.numel() < count:
                 held = self._buffers[name, dtype] = torch.empty(count, dtype=dtype)
-            view = self._views[key] = held[:count].view(shape)
+            view = self._views[key] = held[:count]
         return view

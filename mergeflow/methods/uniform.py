@@ -69,7 +69,7 @@ def _mean_of_finite(values: Sequence[Tensor], shares: Sequence[int], total: int 
 
 def _mean(rows: Rows, shares: Sequence[int], total: int | Tensor, dtype: torch.dtype) -> Tensor:
     """The mean, fit to be rounded once more, to `dtype`."""
-    return divide(add_exactly(rows, shares, dtype), total, dtype)
+    return divide(add_exactly(rows, shares), total, dtype)
 
 
 def _any(kind: Callable[[Tensor], Tensor], values: Sequence[Tensor]) -> Tensor:

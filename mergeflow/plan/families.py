@@ -247,7 +247,6 @@ class _Rooted:
         steps = []
         free: list[int] = []
         registers = 0
-        additions = {NOTHING: 0}
         waiting = [(self._order[0], -1, True)]
         while waiting:
             point, base, last = waiting.pop()
@@ -258,7 +257,6 @@ class _Rooted:
             else:
                 into, registers = registers, registers + 1
             steps.append(self._step(point, base, into))
-            additions[point] = additions[self._above[point]] + self._costs[point]
             below = children[point]
             if not below:
                 heappush(free, into)
@@ -266,7 +264,7 @@ class _Rooted:
         most = [max(shares) for shares in zip(*(self._web.points[point] for point in self._order), strict=True)]
         used = [(row, share) for row, share in zip(self._rows, most, strict=True) if share]
         rows, shares = zip(*used, strict=True)
-        return SharedSums(tuple(steps), rows, shares, registers, max(additions.values()))
+        return SharedSums(tuple(steps), rows, shares, registers)
 
     def _in_order(self) -> dict[int, list[int]]:
         """The points made of each, the one that needs most registers last: it may have that of what it is made of."""

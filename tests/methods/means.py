@@ -1,4 +1,4 @@
-"""Means by `Uniform`, means by fractions, and rows to try them on."""
+"""Means by `Uniform` and by `Means`, means by fractions, and rows to try them on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from hypothesis import strategies as st
 
+from mergeflow.methods.means import Means, alone, can_make
 from mergeflow.methods.uniform import Uniform
 from tests.methods.reference import (
     BF16,
@@ -17,6 +18,7 @@ from tests.methods.reference import (
     expected_mean,
     from_bits,
     rows_of,
+    same_bits,
 )
 
 if TYPE_CHECKING:
@@ -32,8 +34,22 @@ OUTS = st.sampled_from([FP16, BF16, FP32])
 
 
 def mean(values: Sequence[Tensor], out: torch.dtype, shares: Sequence[int] | None = None) -> Tensor:
-    """What `Uniform` makes of the rows, laid out as a block has them."""
-    return mean_as_they_lie(as_in_a_block(values), out, shares)
+    """What `Uniform` makes of the rows, laid out as a block has them, and `Means`, too, where it is certain."""
+    laid = as_in_a_block(values)
+    made = mean_as_they_lie(laid, out, shares)
+    at_once = mean_at_once(laid, out, shares)
+    assert at_once is None or same_bits(at_once, made)
+    return made
+
+
+def mean_at_once(values: Sequence[Tensor], out: torch.dtype, shares: Sequence[int] | None = None) -> Tensor | None:
+    """What `Means` makes of the rows, if it is certain."""
+    weights = shares or [1] * len(values)
+    if not can_make(weights, {value.dtype for value in values}, out):
+        return None
+    made = torch.empty(len(values[0]), dtype=out)
+    means = Means([alone(0, range(len(values)), weights)], [value.dtype for value in values])
+    return made if means.make([value[None] for value in values], [made]) else None
 
 
 def mean_as_they_lie(values: Sequence[Tensor], out: torch.dtype, shares: Sequence[int] | None = None) -> Tensor:
