@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import threading
 from contextlib import suppress
 from typing import NoReturn
 
@@ -40,6 +41,7 @@ class LocalFile:
     def __init__(self, path: str, flags: int) -> None:
         self.path = path
         self._unsent = 0
+        self._writing = threading.Lock()
         try:
             self._fd = open_file(path, flags)
         except OSError as error:
@@ -58,7 +60,14 @@ class LocalFile:
             done += count
 
     def write(self, view: memoryview, offset: int) -> None:
-        """Write all of `view` at `offset`."""
+        """Write all of `view` at `offset`.
+
+        One thread at a time: file systems let no more into a file, and those that wait for it in the kernel spin.
+        """
+        with self._writing:
+            self._write(view, offset)
+
+    def _write(self, view: memoryview, offset: int) -> None:
         done = 0
         while done < len(view):
             try:

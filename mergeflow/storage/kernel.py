@@ -12,7 +12,7 @@ CHUNK = 1 << 20
 """Bytes that are in the page cache, or not, as a whole: what one byte of a `residency` tells of."""
 WINDOW = 64 * CHUNK
 """Bytes of a file that the kernel is asked about at a time."""
-SYNC_FILE_RANGE_WRITE = 2
+SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -72,6 +72,13 @@ def start_writeback(descriptor: int) -> None:
     """
     if _sync_file_range is not None:
         _sync_file_range(descriptor, 0, 0, SYNC_FILE_RANGE_WRITE)
+
+
+def write_out(descriptor: int, offset: int, count: int) -> None:
+    """Have these bytes of a file written by the time this returns; what goes wrong is told by the last sync."""
+    if _sync_file_range is not None:
+        how = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER
+        _sync_file_range(descriptor, offset, count, how)
 
 
 def address_of(view: memoryview) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from mergeflow.errors import StorageError
 from mergeflow.storage.files import LocalFile, open_file, refuse
-from mergeflow.storage.sources import SourceFile
+from mergeflow.storage.sources import ReadBack, SourceFile
 from mergeflow.tensors import FileStat
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class LocalStore:
 
     io: Io | None = None
     """How files that are read once are read (`storage.sources`); None where they may be read again. Drafts are
-    always read through the page cache."""
+    always read through the page cache, in which their bytes are."""
     landing: int = 0
     """Bytes that each thread may use for reading past the page cache."""
 
@@ -56,8 +56,8 @@ class LocalStore:
 
     def reader(self, path: str) -> LocalFile:
         """The file, open for reading; raises `StorageError`, also where it cannot be read as `io` says."""
-        if self.io is not None and not path.endswith(DRAFT_SUFFIX):
-            return SourceFile(path, self.io, self.landing)
+        if self.io is not None:
+            return ReadBack(path) if path.endswith(DRAFT_SUFFIX) else SourceFile(path, self.io, self.landing)
         return LocalFile(path, os.O_RDONLY)
 
     def draft(self, path: str, size: int) -> LocalDraft:

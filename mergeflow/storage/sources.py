@@ -11,9 +11,11 @@ import errno
 import mmap
 import os
 import threading
+from collections import deque
 from typing import TYPE_CHECKING
 
 from mergeflow.errors import StorageError
+from mergeflow.storage import kernel
 from mergeflow.storage.files import LocalFile, ends_early, open_file, refuse
 from mergeflow.storage.kernel import CHUNK, PAGE, address_of, copy, residency
 
@@ -24,6 +26,8 @@ REFUSALS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """What a file system says that cannot read past the page cache, or not from where we begin."""
 SMALL = 64 << 10
 """Bytes; so little is copied faster than an address is found."""
+READ_BACK = 64 << 20
+"""Bytes of a draft that may still be on their way to the disk after they were read back."""
 
 _threads = threading.local()
 
@@ -114,6 +118,33 @@ class SourceFile(LocalFile):
         if descriptor >= 0:
             os.close(descriptor)
         super().close()
+
+
+class ReadBack(LocalFile):
+    """A draft that is read once behind its writers: what has been read and is on the disk leaves the page cache.
+
+    So an output drives out little of what others keep there, and the pages of what is written next are those that were
+    just given back, which the kernel, and what runs a virtual machine, have at hand.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, os.O_RDONLY)
+        self._leaving: deque[tuple[int, int]] = deque()
+        self._held = 0
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` from `offset`."""
+        super().read_into(view, offset)
+        self._leaving.append((offset, len(view)))
+        self._held += len(view)
+        while self._held > READ_BACK:
+            self._leave()
+
+    def _leave(self) -> None:
+        offset, count = self._leaving.popleft()
+        self._held -= count
+        kernel.write_out(self._fd, offset, count)
+        os.posix_fadvise(self._fd, offset, count, os.POSIX_FADV_DONTNEED)
 
 
 def _landing(size: int) -> tuple[memoryview, int]:
