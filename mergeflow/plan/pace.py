@@ -33,9 +33,11 @@ SERIAL = 1.5
 """Where several reads at once are less than so many times as fast as one alone, they only wait for each other."""
 STILL_GROWING = 0.6
 """Of the ideal: where so many reads at once gain that much, more of them gain more."""
+CACHED = 0.5
+"""Where more of a sample lay in the page cache, nobody waits for a read, and more threads than cores are in the way."""
 FEWEST = 3
 """Threads; with fewer the storage waits while they merge and write."""
-WRITING = 0.35e-9
+WRITING = 1.0e-9
 """Seconds of a core for each byte that is put into the page cache and sent to the disk."""
 UNHIDDEN = 0.2
 """The part of the lesser of waiting and working that does not happen at the same time as the other."""
@@ -132,7 +134,11 @@ def samples(plan: Plan) -> Iterator[Sample]:
 def paced(plan: Plan, measured: Measured) -> Plan:
     """The same plan, cut as suits storage that was `measured`; the outputs are the same, byte for byte."""
     usual = replace(plan, measured=measured)
-    if not plan.shards or not plan.budget.auto or measured.latency < SLOW:
+    if not plan.shards or not plan.budget.auto:
+        return usual
+    if measured.resident is not None and measured.resident > CACHED and "reads_in_flight" in plan.budget.auto:
+        return recut(usual, replace(plan.budget, reads_in_flight=1))
+    if measured.latency < SLOW:
         return usual
     best, speed = plan.budget, WORTH * measured.rate(plan.memory.threads, _row(plan, plan.memory))
     for budget in _alternatives(plan.budget):
@@ -168,7 +174,7 @@ def estimate(plan: Plan) -> Estimate | None:
     beside = (read * seen.reading + written * (WRITING + seen.hashing)) / plan.budget.workers
     rate = seen.rate(plan.memory.threads, _row(plan, plan.memory))
     # What lies in the page cache says nothing of the disk that is written to; it is hidden behind the work then.
-    writing = 0.0 if seen.resident is not None and seen.resident > 0.5 else written / rate
+    writing = 0.0 if seen.resident is not None and seen.resident > CACHED else written / rate
     return Estimate(
         read / seen.rate(plan.memory.threads, _row(plan, plan.memory)), writing, read * seen.merging + beside
     )

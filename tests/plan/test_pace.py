@@ -93,7 +93,7 @@ def test_a_run_takes_as_long_as_the_slower_of_storage_and_cores_and_a_fifth_of_t
     rate = row / (0.1e-3 + row / 1.5e9) * 3e9 / 1.4e9
     assert found.reading == pytest.approx(read / rate, rel=1e-3)
     assert found.writing == pytest.approx(written / rate, rel=1e-3)
-    assert found.working == pytest.approx(read * 0.4e-9 + (read * 0.2e-9 + written * 0.85e-9) / 2)
+    assert found.working == pytest.approx(read * 0.4e-9 + (read * 0.2e-9 + written * 1.5e-9) / 2)
     assert Estimate(3.0, 2.0, 4.0).total == pytest.approx(5.0 + 0.2 * 4.0)
     assert Estimate(1.0, 1.0, 4.0).total == pytest.approx(4.0 + 0.2 * 2.0)
 
