@@ -80,10 +80,9 @@ def merging(given: Input, method: str, steps: tuple[Step, ...] = ()) -> Callable
     cell = Cell(method, dtypes[0], tuple(range(count)), (1,) * count, (Place(0, 0),), steps)
     strip = given.strip._replace(cells=(cell,))
     rows = given.block.rows([*dtypes, cell.dtype], given.elements)
-    groups = list(given.block.groups(dtypes, rows[:-1]))
-    out = given.block.row(cell.dtype, rows[-1])
     arithmetic = Arithmetic(Plan((), (), (strip,), (), Memory(0, 0, 0, 0), Budget(1, 1, 0), "error"))
-    return lambda: arithmetic.merge(strip, Tile(0, 0, given.elements), groups, [out], Counter())
+    tile = Tile(0, 0, given.elements)
+    return lambda: arithmetic.merge(strip, tile, given.block, rows[:-1], rows[-1:], Counter())
 
 
 def summing(given: Input) -> Callable[[], None]:

@@ -51,16 +51,15 @@ def work(strip: Strip) -> Callable[[], None]:
     dtypes = [*strip.dtypes, *(cell.dtype for cell in strip.cells)]
     block = Block(sum(PIECE * dtype.itemsize for dtype in dtypes))
     rows = block.rows(dtypes, PIECE)
-    groups = list(block.groups(strip.dtypes, rows[: len(strip.dtypes)]))
-    outs = [block.row(dtype, row) for dtype, row in zip(dtypes, rows, strict=True)][len(strip.dtypes) :]
+    given, made = rows[: len(strip.dtypes)], rows[len(strip.dtypes) :]
     generator = torch.Generator().manual_seed(1)
     common = torch.randn(PIECE, generator=generator)
-    for group in groups:
+    for group in block.groups(strip.dtypes, given):
         for row in group.values:
             row.copy_((common + 0.2 * torch.randn(PIECE, generator=generator)) * SPREAD)
     plan = Plan((), (), (strip,), (), Memory(0, 0, 0, 0), Budget(1, 1, 0), "error")
     arithmetic = Arithmetic(plan)
-    return lambda: arithmetic.merge(strip, Tile(0, 0, PIECE), groups, outs, Counter())
+    return lambda: arithmetic.merge(strip, Tile(0, 0, PIECE), block, given, made, Counter())
 
 
 def seconds(act: Callable[[], None]) -> float:

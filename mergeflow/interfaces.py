@@ -257,6 +257,8 @@ class Executor(Protocol):
     """Where and when: any number of workers, in this process or elsewhere. It never changes what."""
 
     name: str
+    in_process: bool
+    """Whether its workers are threads of this process, which see the same memory."""
     startup_seconds: float
     """What the last `map` spent before its workers were ready."""
 

@@ -96,9 +96,10 @@ def look(plan: Plan) -> Plan:
     return plan if measured is None else paced(plan, measured)
 
 
-def store_of(plan: Plan) -> LocalStore:
-    """The local store that reads as `plan` wants it."""
-    return LocalStore(plan.budget.io, plan.memory.landing)
+def store_of(plan: Plan, executor: Executor | None = None) -> LocalStore:
+    """The local store that reads as `plan` wants it, and writes as suits `executor`."""
+    hashed_in_memory = executor is not None and executor.in_process  # or the digest reads back what was written
+    return LocalStore(plan.budget.io, plan.memory.landing, not hashed_in_memory or plan.budget.io == "buffered")
 
 
 def _output_problems(plan: Plan, out: str, overwrite: bool) -> list[MergeflowError]:

@@ -164,10 +164,10 @@ class _Pass:
         plan = self._fused.plan
         addresses = tuple(draft.address for job in self._jobs for draft in job.drafts)
         coverage = Coverage(plan.outputs)
-        digest = TrailingDigest(self._store, addresses, plan.outputs, coverage)
+        digest = TrailingDigest(self._store, addresses, plan.outputs, coverage, plan.strips, plan.memory.kept)
         receipts: list[Receipt] = []
         try:
-            job = Job(plan.for_workers(), self._store, addresses)
+            job = Job(plan.for_workers(), self._store, addresses, digest if self._executor.in_process else None)
             with closing(self._executor.map(job, range(len(plan.shards)))) as made:
                 for receipt in made:
                     self._note(receipt, coverage, digest)

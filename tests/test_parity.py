@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from mergeflow.execute.local import LocalExecutor
 from mergeflow.execute.ray import RayExecutor, RayOptions
 from mergeflow.merge import open_plan
-from mergeflow.plan.tiles import SCRATCH
+from mergeflow.plan.tiles import KEPT, SCRATCH
 from mergeflow.recipe.request import Budget
 from mergeflow.storage.local import LocalStore
 from tests.fakes import CountingStore, Extent, merged, overlaps
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 ONE = Budget(workers=1, reads_in_flight=1, memory=256 * MIB)
 MANY = Budget(workers=2, reads_in_flight=3, memory=256 * MIB)
-TIGHT = Budget(workers=1, reads_in_flight=1, memory=SCRATCH + MIB // 4)
+TIGHT = Budget(workers=1, reads_in_flight=1, memory=(SCRATCH + MIB // 4) * KEPT // (KEPT - 1))
 """Little more than the least that ten models need, in which a tile is 4,096 elements long."""
-LOOSER = Budget(workers=1, reads_in_flight=1, memory=SCRATCH + 2 * MIB)
+LOOSER = Budget(workers=1, reads_in_flight=1, memory=(SCRATCH + 2 * MIB) * KEPT // (KEPT - 1))
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,9 @@ def test_every_byte_is_read_once_and_written_once_and_no_other_is_touched(
         draft = f"{output.path}.draft"
         assert overlaps(store.writes(draft)) == []
         assert merged(store.writes(draft)) == [Extent(0, output.layout.size)]
-        assert merged(store.reads(draft)) == [Extent(*output.data)], "the digest reads what was written, once"
+        # Threads hash in memory what they write in the order of the file; an output of another order is read back.
+        assert merged(store.reads(draft)) in ([], [Extent(*output.data)])
+        assert overlaps(store.reads(draft)) == []
     assert sum(receipt.bytes_read for receipt in result.receipts) == plan.bytes_read
 
 

@@ -167,6 +167,7 @@ def test_a_job_is_given_up_before_its_draft_was_opened_by_a_worker(broken: Path,
 
     class OneAfterTheOther:
         name = "slow"
+        in_process = True
         startup_seconds = 0.0
 
         def map(self, job: Job, shards: Sequence[int]) -> Generator[Receipt, None, None]:

@@ -171,15 +171,14 @@ def _merge_seconds(rows: int, elements: int, _: int) -> float:
     strip = Strip("weight", elements, tuple(range(rows)), dtypes, (0,) * rows, (cell,))
     block = Block((rows + 1) * (elements * 2 + 64))
     places = block.rows([*dtypes, Dtype.F16], elements)
-    groups = list(block.groups(dtypes, places[:rows]))
-    outs = [block.row(Dtype.F16, places[rows])]
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(elements, generator=generator) * SPREAD
-    for number, row in enumerate(groups[0].values):
+    (group,) = block.groups(dtypes, places[:rows])
+    for number, row in enumerate(group.values):
         row.copy_(values.roll(number))
     arithmetic = Arithmetic(Plan((), (), (strip,), (), Memory(0, 0, 0, 0), Budget(1, 1, 0), "error"))
     tile = Tile(0, 0, elements)
-    return core_seconds(lambda: arithmetic.merge(strip, tile, groups, outs, Counter()))
+    return core_seconds(lambda: arithmetic.merge(strip, tile, block, places[:rows], places[rows:], Counter()))
 
 
 def planning() -> dict[str, float]:

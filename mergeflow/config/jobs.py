@@ -91,7 +91,7 @@ def do(composed: DictConfig, hydra: Any) -> Score:
     tell_pace(plan)
     executor = executor_of(config, plan)
     with MergeProgress(plan.bytes_read) as progress:
-        result = run(plan, executor, store_of(plan), progress)
+        result = run(plan, executor, store_of(plan, executor), progress)
         Outcome.finished += 1
     return finish(config, result, executor)
 
@@ -109,7 +109,7 @@ def assemble(config: schema.Config) -> Score:
     tell_pace(plan)
     executor = executor_of(config, plan)
     with MergeProgress(plan.bytes_read, "copying") as progress:
-        result = run(plan, executor, store_of(plan), progress)
+        result = run(plan, executor, store_of(plan, executor), progress)
         Outcome.finished += 1
     return finish(config, result, executor)
 

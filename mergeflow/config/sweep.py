@@ -126,7 +126,7 @@ class _Sweep:
         try:
             paced = replace(fused, plan=plan, alone=tuple(alike(one, plan) for one in fused.alone))
             with MergeProgress(plan.bytes_read) as progress:
-                results = run_together(paced, executor, store_of(plan), progress)
+                results = run_together(paced, executor, store_of(plan, executor), progress)
         except MergeflowError as error:  # it concerns the pass, and so all of its jobs
             for number in jobs:
                 self._failed(number, error)

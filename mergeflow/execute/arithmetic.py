@@ -26,12 +26,13 @@ from mergeflow.tensors import Dtype, some
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
 
     from torch import Tensor
 
     from mergeflow.errors import MergeflowError
-    from mergeflow.execute.block import Group
-    from mergeflow.interfaces import Method
+    from mergeflow.execute.block import Block, Group, Row
+    from mergeflow.interfaces import Method, SharedSums
     from mergeflow.plan.plan import Cell, Plan, Strip, Tile
 
 WIDER = (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32))
@@ -57,34 +58,36 @@ class Arithmetic:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._census = torch.empty(CENSUS_BYTES // 8, dtype=torch.int64)
-        self._means: tuple[Strip | None, Means | None] = None, None
 
     def merge(
         self,
         strip: Strip,
         tile: Tile,
-        groups: Sequence[Group],
-        outs: Sequence[Tensor],
+        block: Block,
+        rows: Sequence[Row],
+        results: Sequence[Row],
         tolerated: Counter[tuple[int, str]],
         impossible: dict[int, MergeflowError] | None = None,
     ) -> None:
-        """Fill `outs`, one row for each cell of `strip`, from the rows of `tile` in `groups`.
+        """Make `results`, one row of `block` for each cell of `strip`, of the rows of `tile` in it.
 
         Values that are not finite and that the policy lets pass are counted in `tolerated` by (source, key). Cells in
         `impossible` are left alone; where jobs are `apart`, those join them that cannot be made, and nothing is raised.
         """
         impossible = {} if impossible is None else impossible
-        made = self._make_at_once(strip, groups, outs) if not impossible else set()
+        made = _make_at_once(strip, tile, block, rows, results) if not impossible else set()
         if len(made) == len(strip.cells):
             return
+        groups = list(block.groups(strip.dtypes, rows))
+        outs = [block.row(cell.dtype, row) for cell, row in zip(strip.cells, results, strict=True)]
         methods = [method_of(cell.method, cell.steps) for cell in strip.cells]
         floats = any(not method.takes_any_dtype for method in methods)
         for start in range(0, tile.stop - tile.start, PIECE):
             part = slice(start, min(start + PIECE, tile.stop - tile.start))
             piece = Piece(strip, tile.start + start, self._rows(groups, part, floats))
             self._count(piece, tolerated, floats)
-            results = [out[part] for out in outs]
-            for index, (cell, method, out) in enumerate(zip(strip.cells, methods, results, strict=True)):
+            parts = [out[part] for out in outs]
+            for index, (cell, method, out) in enumerate(zip(strip.cells, methods, parts, strict=True)):
                 if index in made or index in impossible:
                     continue
                 try:
@@ -93,15 +96,6 @@ class Arithmetic:
                     if not self._plan.apart:
                         raise
                     impossible[index] = error
-
-    def _make_at_once(self, strip: Strip, groups: Sequence[Group], outs: Sequence[Tensor]) -> set[int]:
-        """Make the means of a tile that are certain, and tell which they are: all that there are, or none."""
-        before, means = self._means
-        if strip is not before:
-            means = _means_of(strip)
-            self._means = strip, means  # the next tile is mostly of the same strip
-        done = means is not None and means.make([group.values for group in groups], outs)
-        return set(means.cells) if means and done else set()
 
     def _rows(self, groups: Sequence[Group], part: slice, floats: bool) -> Rows:
         matrices: list[Tensor] = []
@@ -249,18 +243,39 @@ class Arithmetic:
         return self._plan.checkpoints[piece.strip.sources[row]].id
 
 
-def _means_of(strip: Strip) -> Means | None:
-    """Those of its cells that can be made at once: the sums that they share, and others of which each is alone."""
-    dtypes = [torch_dtype(dtype) for dtype in strip.dtypes]
+def _make_at_once(
+    strip: Strip, tile: Tile, block: Block, rows: Sequence[Row], results: Sequence[Row]
+) -> AbstractSet[int]:
+    """Make the means of a tile that are certain, and tell which they are: all that there are, or none."""
+    cells = tuple([(cell.method, cell.dtype, cell.rows, cell.shares) for cell in strip.cells])
+    means = _means_of(strip.dtypes, cells, strip.sums)
+    if means is None:
+        return frozenset()
+    at = block.address
+    done = means.make([at + row.begin for row in rows], [at + row.begin for row in results], tile.stop - tile.start)
+    return frozenset(means.cells) if done else frozenset()
+
+
+@functools.lru_cache(maxsize=64)  # most tensors of a checkpoint are made alike
+def _means_of(
+    dtypes: tuple[Dtype, ...],
+    cells: tuple[tuple[str, Dtype, tuple[int, ...], tuple[int, ...]], ...],
+    sums: tuple[SharedSums, ...],
+) -> Means | None:
+    """Those of the cells that can be made at once: the sums that they share, and others of which each is alone.
+
+    A cell is its method, its dtype, its rows and their shares.
+    """
+    kinds, outs = [torch_dtype(dtype) for dtype in dtypes], [torch_dtype(dtype) for _, dtype, _, _ in cells]
     able = {
         index
-        for index, cell in enumerate(strip.cells)
-        if cell.method == UNIFORM and can_make(cell.shares, {dtypes[row] for row in cell.rows}, torch_dtype(cell.dtype))
+        for index, (method, _, rows, shares) in enumerate(cells)
+        if method == UNIFORM and can_make(shares, {kinds[row] for row in rows}, outs[index])
     }
-    shared = [sums for sums in strip.sums if able.issuperset(sums.cells)]
-    rest = able.difference(*(sums.cells for sums in shared))
-    families = shared + [alone(index, strip.cells[index].rows, strip.cells[index].shares) for index in sorted(rest)]
-    return Means(families, dtypes) if families else None
+    shared = [family for family in sums if able.issuperset(family.cells)]
+    rest = able.difference(*(family.cells for family in shared))
+    families = shared + [alone(index, cells[index][2], cells[index][3]) for index in sorted(rest)]
+    return Means(families, kinds, outs) if families else None
 
 
 def _wider(value: float) -> list[str]:

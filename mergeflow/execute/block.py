@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from mergeflow.plan.tiles import ROW_ALIGNMENT
+from mergeflow.plan.tiles import PAGE, PAGED, ROW_ALIGNMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Adjacent rows of one dtype, as a matrix `(rows, elements)` over the block's memory."""
+    """Adjacent rows of one dtype that are evenly spaced, as a matrix `(rows, elements)` over the block's memory."""
 
     dtype: Dtype
     rows: range
@@ -42,32 +42,52 @@ class Block:
         self._memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(self._memory)
         self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self.address = self._bytes.data_ptr()
 
-    def rows(self, dtypes: Sequence[Dtype], elements: int, start: int = 0) -> list[Row]:
-        """The place of one row of `elements` for each dtype, from byte `start` on; equal dtypes are evenly spaced."""
+    def rows(
+        self, dtypes: Sequence[Dtype], elements: int, start: int = 0, offsets: Sequence[int] | None = None
+    ) -> list[Row]:
+        """The place of one row of `elements` for each dtype, from byte `start` on.
+
+        Equal dtypes are evenly spaced. Where `offsets` tell at which byte of a file each row lies, long rows lie in
+        their pages of memory as they do in those of the file, so that a device can move them without a copy; they are
+        evenly spaced, too, if all files are laid out alike.
+        """
         placed = []
-        for dtype in dtypes:
+        for index, dtype in enumerate(dtypes):
+            if offsets is not None and elements >= PAGED and offsets[index] % dtype.itemsize == 0:
+                start += (offsets[index] - start) % PAGE
+            else:
+                start += -start % ROW_ALIGNMENT
             end = start + elements * dtype.itemsize
             placed.append(Row(start, end))
-            start = end + -end % ROW_ALIGNMENT
+            start = end
         return placed
 
     def groups(self, dtypes: Sequence[Dtype], rows: Sequence[Row]) -> Iterator[Group]:
-        """The rows as matrices, one for each run of equal dtypes."""
+        """The rows as matrices, one for each run of equal dtypes that are evenly spaced."""
         first = 0
         while first < len(rows):
             last = first
-            while last + 1 < len(rows) and dtypes[last + 1] is dtypes[first]:
+            stride = rows[first + 1].begin - rows[first].begin if first + 1 < len(rows) else 0
+            while (
+                last + 1 < len(rows)
+                and dtypes[last + 1] is dtypes[first]
+                and rows[last + 1].begin - rows[last].begin == stride
+            ):
                 last += 1
-            stride = rows[first].end - rows[first].begin
-            stride += -stride % ROW_ALIGNMENT
-            count = last - first + 1
-            elements = (rows[first].end - rows[first].begin) // dtypes[first].itemsize
+            width = dtypes[first].itemsize
+            if last == first or stride % width:
+                last, stride = first, -(-(rows[first].end - rows[first].begin) // width) * width
             begin = rows[first].begin
             # The last row's padding may lie beyond the memory; a view of what is there needs no padding.
             values = self._bytes[begin : rows[last].end].view(torch_dtype(dtypes[first]))
-            values = values.as_strided((count, elements), (stride // dtypes[first].itemsize, 1))
-            yield Group(dtypes[first], range(first, last + 1), values)
+            elements = (rows[first].end - begin) // width
+            yield Group(
+                dtypes[first],
+                range(first, last + 1),
+                values.as_strided((last - first + 1, elements), (stride // width, 1)),
+            )
             first = last + 1
 
     def row(self, dtype: Dtype, row: Row) -> Tensor:

@@ -78,6 +78,7 @@ class LocalExecutor:
     """As many threads as workers times reads in flight."""
 
     name = "local"
+    in_process = True
     startup_seconds = 0.0
 
     def __init__(self, budget: Budget) -> None:

@@ -78,6 +78,7 @@ class RayExecutor:
     """As many actors as workers, spread over the nodes, each with its reads in flight."""
 
     name = "ray"
+    in_process = False
 
     def __init__(self, budget: Budget, options: RayOptions) -> None:
         self.startup_seconds = 0.0

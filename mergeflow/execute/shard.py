@@ -13,13 +13,13 @@ import threading
 from collections import Counter
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from mergeflow.errors import MergeflowError
 from mergeflow.execute.arithmetic import Arithmetic
 from mergeflow.execute.block import Block
 from mergeflow.interfaces import Receipt
-from mergeflow.plan.tiles import ROW_ALIGNMENT
+from mergeflow.plan.tiles import PAGE
 from mergeflow.tensors import Span
 
 if TYPE_CHECKING:
@@ -31,6 +31,14 @@ if TYPE_CHECKING:
     from mergeflow.plan.plan import Plan, Strip, Tile
 
 
+class Witness(Protocol):
+    """Who wants to see every byte of every output, in the order of the file."""
+
+    def saw(self, output: int, begin: int, view: memoryview, stopped: Callable[[], bool]) -> None:
+        """Take in what was written at `begin`; it may wait for what lies before, until `stopped`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Job:
     """What every worker is told once."""
@@ -39,6 +47,8 @@ class Job:
     store: Store
     drafts: tuple[str, ...]
     """Where each of the plan's outputs is being written."""
+    witness: Witness | None = None
+    """Who is shown what was written, where the workers are threads of this process."""
 
 
 class Stopped(Exception):
@@ -96,6 +106,7 @@ class ShardWorker:
         turn: AbstractContextManager[object] | None = None,
     ) -> None:
         self._plan = job.plan
+        self._witness = job.witness
         self._files = files
         self._stopped = stopped
         self._turn = turn or nullcontext()
@@ -139,10 +150,17 @@ class ShardWorker:
         return sum(row.end - row.begin for row in rows)
 
     def _places(self, tile: Tile) -> tuple[list[Row], list[Row]]:
-        """Where the rows of a tile lie in the block, and behind them its rows of results."""
+        """Where the rows of a tile lie in the block, and behind them its rows of results.
+
+        They lie in their pages as in their files; but rows of a tree, whose pieces are looked at together, evenly.
+        """
         strip, elements = self._plan.strips[tile.strip], tile.stop - tile.start
-        rows = self._block.rows(strip.dtypes, elements)
-        return rows, self._block.rows([cell.dtype for cell in strip.cells], elements, _aligned(rows[-1].end))
+        offsets = _positions(strip, tile)
+        even = any(cell.steps for cell in strip.cells) and len({offset % PAGE for offset in offsets}) > 1
+        rows = self._block.rows(strip.dtypes, elements, 0, None if even else offsets)
+        dtypes = [cell.dtype for cell in strip.cells]
+        places = [cell.places[0].offset + tile.start * cell.dtype.itemsize for cell in strip.cells]
+        return rows, self._block.rows(dtypes, elements, rows[-1].end, places)
 
     def read(self, tile: Tile) -> int:
         """Fill the rows of a tile, and return their bytes; raises `StorageError`."""
@@ -169,9 +187,7 @@ class ShardWorker:
         impossible: dict[int, MergeflowError],
     ) -> None:
         strip = self._plan.strips[tile.strip]
-        groups = list(self._block.groups(strip.dtypes, rows))
-        outs = [self._block.row(cell.dtype, row) for cell, row in zip(strip.cells, results, strict=True)]
-        self._arithmetic.merge(strip, tile, groups, outs, tolerated, impossible)
+        self._arithmetic.merge(strip, tile, self._block, rows, results, tolerated, impossible)
 
     def _write(self, span: Span, row: Row, spans: list[Span], failed: dict[int, MergeflowError]) -> None:
         """Put a row of results where it belongs; the draft may be gone if its job was given up, and others go on."""
@@ -181,16 +197,18 @@ class ShardWorker:
             if not self._plan.apart:
                 raise
             failed[span.output] = error
-        else:
-            spans.append(span)
+            return
+        spans.append(span)
+        if self._witness is not None:
+            self._witness.saw(span.output, span.begin, self._block.view[row.begin : row.end], self._stopped)
 
     def _read(self, strip: Strip, tile: Tile, rows: Sequence[Row]) -> dict[int, MergeflowError]:
         """Fill the rows of a tile; the cells that cannot be made because a row cannot be read, where others may be."""
         impossible: dict[int, MergeflowError] = {}
-        for number, (source, offset, row) in enumerate(zip(strip.sources, strip.offsets, rows, strict=True)):
+        positions = _positions(strip, tile)
+        for number, (source, position, row) in enumerate(zip(strip.sources, positions, rows, strict=True)):
             if self._stopped():
                 raise Stopped
-            position = offset + tile.start * strip.dtypes[number].itemsize
             try:
                 self._files.reader(source).read_into(self._block.view[row.begin : row.end], position)
             except MergeflowError as error:
@@ -201,8 +219,9 @@ class ShardWorker:
         return impossible
 
 
-def _aligned(offset: int) -> int:
-    return offset + -offset % ROW_ALIGNMENT
+def _positions(strip: Strip, tile: Tile) -> list[int]:
+    """The byte of its file at which each row of a tile begins."""
+    return [begin + tile.start * dtype.itemsize for begin, dtype in zip(strip.offsets, strip.dtypes, strict=True)]
 
 
 def _joined(spans: Iterable[Span]) -> Iterable[Span]:

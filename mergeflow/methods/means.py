@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
 CHUNK = 8192
 """Elements that are summed at a time, in 64 KiB for each register: a core's own cache keeps them."""
@@ -34,9 +33,12 @@ class Means:
         families: The sums of which the means are made; together they have every cell that is a uniform mean. Families
             may have registers in common, since one is done when the next begins.
         dtypes: What the rows are.
+        outs: What the cells of the strip are to be.
     """
 
-    def __init__(self, families: Sequence[SharedSums], dtypes: Sequence[torch.dtype]) -> None:
+    def __init__(
+        self, families: Sequence[SharedSums], dtypes: Sequence[torch.dtype], outs: Sequence[torch.dtype]
+    ) -> None:
         from mergeflow.methods import compiled
 
         steps = [step for family in families for step in family.steps]
@@ -52,25 +54,28 @@ class Means:
             sum(family.most) <= compiled.EXACT_FP16_SHARES for family in families
         )
         self._registers = max(family.registers for family in families)
+        self._rows = _places(dtypes)
+        self._results = _places([outs[cell] for cell in self.cells])
         self._make = compiled.means
 
-    def make(self, matrices: Sequence[Tensor], outs: Sequence[Tensor]) -> bool:
-        """Write the means of the rows of `matrices` into those of `outs` that are `cells`.
+    def make(self, rows: Sequence[int], outs: Sequence[int], elements: int) -> bool:
+        """Write the means of so many elements of rows at these addresses to the addresses in `outs` of all `cells`.
 
         False where it is not certain of all of them, because a sum needs more than two words of fp64, a value is not
-        finite or a mean too large. Then nothing in `outs` is of use.
+        finite or a mean too large. Then nothing that was written is of use.
         """
         registers, row = _room(self._registers)
-        results = _places([outs[cell][None] for cell in self.cells])
-        rows = _places(matrices)
+        given, made = self._rows.copy(), self._results.copy()  # threads share this, and each has rows of its own
+        given[0] = rows
+        made[0] = [outs[cell] for cell in self.cells]
         doubtful = self._make(
-            len(outs[self.cells[0]]),
+            elements,
             self._certain,
             self._steps,
             self._terms,
             self._shares,
-            rows,
-            results,
+            given,
+            made,
             self._divisors,
             registers,
             row,
@@ -117,18 +122,10 @@ def _values_of_fp8() -> NDArray[np.float64]:
     return found
 
 
-def _places(matrices: Sequence[Tensor]) -> NDArray[np.int64]:
-    """`(3, rows)`: address, kind and bytes of an element of every row."""
+def _places(dtypes: Sequence[torch.dtype]) -> NDArray[np.int64]:
+    """`(3, rows)`: room for the address, then kind and bytes of an element, of every row."""
     kinds = _kinds()
-    parts = []
-    for matrix in matrices:
-        height, width = matrix.shape[0], matrix.element_size()
-        part = np.empty((3, height), dtype=np.int64)
-        part[0] = matrix.data_ptr() + np.arange(height) * (matrix.stride(0) * width)
-        part[1] = kinds[matrix.dtype]
-        part[2] = width
-        parts.append(part)
-    return np.concatenate(parts, axis=1)
+    return np.array([[0] * len(dtypes), [kinds[dtype] for dtype in dtypes], [dtype.itemsize for dtype in dtypes]])
 
 
 _threads = threading.local()

@@ -106,6 +106,8 @@ class Memory:
     """Bytes beside one block for what is read past the page cache, before it is put into its row."""
     longest_read: int = Budget.block
     """Bytes of one read of one row, at most."""
+    kept: int = 0
+    """Bytes beside all blocks for results that are hashed in their turn (`execute.digest`)."""
 
     @property
     def per_thread(self) -> int:
@@ -115,7 +117,7 @@ class Memory:
     @property
     def projected(self) -> int:
         """Bytes of all blocks with all that is beside them."""
-        return self.threads * self.per_thread
+        return self.threads * self.per_thread + self.kept
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 
 ROW_ALIGNMENT = 64
 """Bytes; rows of a block start on cache lines, so that vector loads are aligned."""
-DIRECT_PAGE = 4096
-"""Bytes; what is read past the page cache begins and ends at multiples of it."""
-LEAST_LANDING = 256 << 10
-"""Bytes that a thread has at least for reading past the page cache; a row may be longer, and takes several reads."""
+PAGE = 4096
+"""Bytes; what is read or written past the page cache begins and ends at multiples of it."""
+PAGED = 1 << 15
+"""Elements; rows that are not shorter lie in their pages of memory as in those of their file, see `execute.block`."""
+LANDING = 256 << 10
+"""Bytes that a thread has for what comes past the page cache and does not lie in its pages as its row does."""
+KEPT = 16
+"""One part of so many of the memory is for results that wait until those that come before them are hashed."""
 SHORTEST_ROW = 4096
 """Elements; below this a merge is all bookkeeping, so a budget that asks for less is refused."""
 TILE_GRAIN = 4096
@@ -35,9 +39,9 @@ SCRATCH = 8 << 20
 """Bytes of intermediate values beside a block: the sums of one piece in fp64 and the census of a few rows."""
 SPARE = 4 * 8
 """Bytes for each element that a step computes with beside its registers: four values of fp64."""
-LARGEST_SHARD = 256 << 20
-"""Bytes read and written: a shard is what is repeated when a worker fails."""
 SMALLEST_SHARD = 1 << 20
+"""Bytes read and written; no shard needs to have more than a block: it is what is repeated when a worker fails, and
+what others wait for whose results come next in the file (`execute.digest`)."""
 SHARDS_WANTED = 128
 """Enough for any number of workers to finish together."""
 
@@ -46,24 +50,25 @@ def memory_for(strips: Sequence[Strip], budget: Budget) -> Memory:
     """How large blocks are, and what all of them use; raises `OverBudget` if the smallest would not fit."""
     threads = budget.workers * budget.reads_in_flight
     scratch = SCRATCH + max((_widened(strip) for strip in strips), default=0) + _registers(strips)
-    landing = _landing(strips, budget, budget.memory // threads - scratch)
-    room = budget.memory // threads - scratch - landing
+    landing = 0 if budget.io in (None, "buffered") else LANDING
+    written = sum(strip.elements * cell.dtype.itemsize * len(cell.places) for strip in strips for cell in strip.cells)
+    room = (budget.memory - budget.memory // KEPT) // threads - scratch - landing
     least = max((_block(strip, min(strip.elements, SHORTEST_ROW)) for strip in strips), default=0)
     if room < least:
         raise OverBudget(
             f"executor.memory={si_bytes(budget.memory)} is too little for {threads} blocks of "
             f"{max((len(strip.sources) for strip in strips), default=0)} models, which need at least "
-            f"{_rounded_up(threads * (least + scratch + landing))}; raise it, or lower "
+            f"{_rounded_up(-(-threads * (least + scratch + landing) * KEPT // (KEPT - 1)))}; raise it, or lower "
             f"executor.workers={budget.workers} or executor.reads_in_flight={budget.reads_in_flight}"
         )
     block = max((_block(strip, _tile_length(strip, room, budget.block)) for strip in strips), default=0)
-    return Memory(budget.memory, threads, block, scratch, landing, budget.block)
+    return Memory(budget.memory, threads, block, scratch, landing, budget.block, min(budget.memory // KEPT, written))
 
 
 def cut(strips: Sequence[Strip], memory: Memory) -> tuple[tuple[Tile, ...], ...]:
     """Shards of consecutive tiles that cover every element of every strip exactly once."""
     total = sum(strip.elements * strip.bytes_per_element for strip in strips)
-    wanted = min(max(total // SHARDS_WANTED, SMALLEST_SHARD), LARGEST_SHARD)
+    wanted = max(min(total // SHARDS_WANTED, memory.block), SMALLEST_SHARD)
     shards: list[tuple[Tile, ...]] = []
     tiles: list[Tile] = []
     size = 0
@@ -82,20 +87,16 @@ def cut(strips: Sequence[Strip], memory: Memory) -> tuple[tuple[Tile, ...], ...]
     return tuple(shards)
 
 
-def _landing(strips: Sequence[Strip], budget: Budget, room: int) -> int:
-    """Bytes beside a block into which a thread reads past the page cache: one row, where an eighth of `room` has it."""
-    if budget.io in (None, "buffered"):
-        return 0
-    widest = max((strip.elements * max(dtype.itemsize for dtype in strip.dtypes) for strip in strips), default=0)
-    row = min(widest, budget.block, max(room // 8, LEAST_LANDING))
-    return row + -row % DIRECT_PAGE + 2 * DIRECT_PAGE
-
-
 def _tile_length(strip: Strip, room: int, longest_read: int) -> int:
     """Elements of this strip's tiles when a block may have `room` bytes, which are enough for the shortest row."""
-    slack = ROW_ALIGNMENT * (len(strip.sources) + len(strip.cells))
     widest = max([dtype.itemsize for dtype in set(strip.dtypes)])
-    longest = min((room - slack) // strip.bytes_per_element, longest_read // widest)
+    most = min(strip.elements, longest_read // widest)
+    longest = (room - _slack(strip, PAGED)) // strip.bytes_per_element
+    if longest < PAGED <= most:
+        longest = min((room - _slack(strip, 0)) // strip.bytes_per_element, PAGED - 1)
+    elif most < PAGED:
+        longest = (room - _slack(strip, 0)) // strip.bytes_per_element
+    longest = min(longest, most)
     if strip.elements <= longest:
         return strip.elements
     tiles = -(-strip.elements // longest)
@@ -105,7 +106,13 @@ def _tile_length(strip: Strip, room: int, longest_read: int) -> int:
 
 def _block(strip: Strip, length: int) -> int:
     """Bytes of a block for tiles of `length` elements."""
-    return length * strip.bytes_per_element + ROW_ALIGNMENT * (len(strip.sources) + len(strip.cells))
+    return length * strip.bytes_per_element + _slack(strip, length)
+
+
+def _slack(strip: Strip, length: int) -> int:
+    """Bytes between the rows of a block for tiles of `length` elements, at most."""
+    rows = len(strip.sources) + len(strip.cells)
+    return rows * (PAGE if length >= PAGED else ROW_ALIGNMENT)
 
 
 def _rounded_up(count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 PAGE = mmap.PAGESIZE
 CHUNK = 1 << 20
@@ -79,6 +79,25 @@ def write_out(descriptor: int, offset: int, count: int) -> None:
     if _sync_file_range is not None:
         how = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER
         _sync_file_range(descriptor, offset, count, how)
+
+
+class Pages(NamedTuple):
+    """Bytes of a file that lie in their pages of memory as in those of the file."""
+
+    head: int
+    """How many there are of the first page, if it has others too."""
+    middle: memoryview
+    """Whole pages, one at least."""
+    tail: int
+    """How many there are of the last page, if it has others too."""
+
+
+def in_pages(view: memoryview, offset: int) -> Pages | None:
+    """The parts of `view`, which holds bytes of a file from `offset` on; None unless it lies as they do, for a page."""
+    head, tail = -offset % PAGE, (offset + len(view)) % PAGE
+    if (address_of(view) - offset) % PAGE or len(view) < head + PAGE + tail:
+        return None
+    return Pages(head, view[head : len(view) - tail], tail)
 
 
 def address_of(view: memoryview) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergeflow.errors import StorageError
+from mergeflow.storage.drafts import DraftFile
 from mergeflow.storage.files import LocalFile, open_file, refuse
 from mergeflow.storage.sources import ReadBack, SourceFile
 from mergeflow.tensors import FileStat
@@ -39,6 +40,8 @@ class LocalStore:
     always read through the page cache, in which their bytes are."""
     landing: int = 0
     """Bytes that each thread may use for reading past the page cache."""
+    read_back: bool = True
+    """Whether drafts are read back, and so written through the page cache; otherwise past it, where that can be."""
 
     def stat(self, path: str) -> FileStat:
         """What identifies the regular file behind `path`, through links."""
@@ -66,7 +69,7 @@ class LocalStore:
 
     def writer(self, address: str) -> LocalFile:
         """The draft at `address`, open for writing."""
-        return LocalFile(address, os.O_WRONLY)
+        return LocalFile(address, os.O_WRONLY) if self.read_back else DraftFile(address)
 
 
 class LocalDraft:

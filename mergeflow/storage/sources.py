@@ -2,7 +2,8 @@
 
 Bytes that are in the page cache when the file is opened are copied from there and stay there. All others are read
 with O_DIRECT, which costs a fraction of the kernel's work and leaves the cache alone; where a file system refuses
-that, they are read through the cache and dropped from it.
+that, they are read through the cache and dropped from it. Memory that lies in its pages as the bytes do in those of the
+file is filled by the device itself; to any other, what has landed in a thread's own pages is copied.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from mergeflow.errors import StorageError
 from mergeflow.storage import kernel
 from mergeflow.storage.files import LocalFile, ends_early, open_file, refuse
-from mergeflow.storage.kernel import CHUNK, PAGE, address_of, copy, residency
+from mergeflow.storage.kernel import CHUNK, PAGE, address_of, copy, in_pages, residency
 
 if TYPE_CHECKING:
     from mergeflow.interfaces import Io
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 REFUSALS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """What a file system says that cannot read past the page cache, or not from where we begin."""
 SMALL = 64 << 10
-"""Bytes; so little is copied faster than an address is found."""
+"""Bytes; so little is copied faster than a device is told of three places."""
 READ_BACK = 64 << 20
 """Bytes of a draft that may still be on their way to the disk after they were read back."""
 
@@ -86,11 +87,27 @@ class SourceFile(LocalFile):
         return 2 * part.count(1) > len(part)
 
     def _read_past_the_cache(self, view: memoryview, offset: int) -> None:
-        """Read the pages that hold the wanted bytes, and copy these to where they belong.
-
-        Tensors begin anywhere in a file, and devices write to whole sectors of memory only.
-        """
+        """Have the device fill `view` where it can, but for what shares a page at either end with other bytes."""
         landing, address = _landing(self._landing)
+        parts = in_pages(view, offset) if len(view) >= SMALL else None
+        if parts is None:
+            self._read_by_landing(view, offset, landing, address)
+            return
+        first, last = landing[:PAGE], landing[PAGE : 2 * PAGE]
+        pages = [first, parts.middle, last] if parts.head else [parts.middle, last]
+        before = PAGE - parts.head if parts.head else 0
+        try:
+            arrived = os.preadv(self._direct, pages if parts.tail else pages[:-1], offset - before) - before
+        except OSError:
+            arrived = -1  # what is wrong is found out below, if it is still wrong
+        if arrived < len(view):
+            self._read_by_landing(view, offset, landing, address)
+            return
+        view[: parts.head] = first[before : before + parts.head]
+        view[len(view) - parts.tail :] = last[: parts.tail]
+
+    def _read_by_landing(self, view: memoryview, offset: int, landing: memoryview, address: int) -> None:
+        """Read the pages that hold the wanted bytes, and copy these to where they belong."""
         done = 0
         while done < len(view):
             skipped = (offset + done) % PAGE
@@ -106,10 +123,7 @@ class SourceFile(LocalFile):
             arrived = min(count - skipped, len(view) - done)
             if arrived <= 0:
                 ends_early(self.path, offset + done, offset + len(view))
-            if arrived < SMALL:
-                view[done : done + arrived] = landing[skipped : skipped + arrived]
-            else:
-                copy(address_of(view[done:]), address + skipped, arrived)
+            copy(address_of(view[done:]), address + skipped, arrived)
             done += arrived
 
     def close(self) -> None:

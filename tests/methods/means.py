@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mergeflow.interfaces import SharedSums
+
 EXPONENT_TOP = {1: 0x40, 2: 0x4000, 4: 0x4000_0000, 8: 0x4000_0000_0000_0000}
 """The highest bit of the exponent, by bytes of the format: clearing it makes any bits finite."""
 
@@ -48,8 +50,13 @@ def mean_at_once(values: Sequence[Tensor], out: torch.dtype, shares: Sequence[in
     if not can_make(weights, {value.dtype for value in values}, out):
         return None
     made = torch.empty(len(values[0]), dtype=out)
-    means = Means([alone(0, range(len(values)), weights)], [value.dtype for value in values])
-    return made if means.make([value[None] for value in values], [made]) else None
+    return made if made_at_once([alone(0, range(len(values)), weights)], values, [made]) else None
+
+
+def made_at_once(families: Sequence[SharedSums], values: Sequence[Tensor], outs: Sequence[Tensor]) -> bool:
+    """Whether `Means` is certain of what it has made of the rows in `outs`."""
+    means = Means(families, [value.dtype for value in values], [out.dtype for out in outs])
+    return means.make([value.data_ptr() for value in values], [out.data_ptr() for out in outs], len(values[0]))
 
 
 def mean_as_they_lie(values: Sequence[Tensor], out: torch.dtype, shares: Sequence[int] | None = None) -> Tensor:

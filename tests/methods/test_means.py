@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 
 from mergeflow.interfaces import SharedSums
 from mergeflow.methods import means as at_once
-from mergeflow.methods.means import Means
 from mergeflow.methods.uniform import Uniform
 from mergeflow.plan.families import shared_sums
 from mergeflow.plan.plan import Cell
 from mergeflow.recipe.request import UNIFORM
 from mergeflow.tensors import Dtype
-from tests.methods.means import as_in_a_block, expected, mean_at_once, stacks
+from tests.methods.means import as_in_a_block, expected, made_at_once, mean_at_once, stacks
 from tests.methods.reference import BF16, FP8, FP16, FP32, FP64, FloatFormat, numbers, rows_of, same_bits
 
 if TYPE_CHECKING:
@@ -57,8 +56,7 @@ def together(values: Sequence[Tensor], cells: Sequence[Cell], *dtypes: torch.dty
     assert are_family(cells)
     (sums,) = shared_sums(cells)
     outs = [torch.empty(len(values[0]), dtype=dtypes[index % len(dtypes)]) for index in range(len(cells))]
-    means = Means([sums], [value.dtype for value in values])
-    return Made(outs, means.make([value[None] for value in values], outs))
+    return Made(outs, made_at_once([sums], values, outs))
 
 
 def merged_alone(values: Sequence[Tensor], cell: Cell, dtype: torch.dtype) -> Tensor:
@@ -340,7 +338,7 @@ def test_threads_do_not_disturb_each_other() -> None:
     def made(index: int) -> list[Tensor]:
         values = work[index]
         outs = [torch.empty(len(values[0]), dtype=torch.float16) for _ in values]
-        assert Means([sums[index]], [value.dtype for value in values]).make([value[None] for value in values], outs)
+        assert made_at_once([sums[index]], values, outs)
         return outs
 
     known = [made(index) for index in range(threads)]
@@ -360,5 +358,5 @@ def test_a_cell_that_is_in_no_family_is_not_touched() -> None:
     outs = [torch.full((3,), 77.0) for _ in cells]
     (sums,) = shared_sums(cells)
     assert isinstance(sums, SharedSums)
-    assert Means([sums], [value.dtype for value in values]).make([value[None] for value in values], outs)
+    assert made_at_once([sums], values, outs)
     assert [out[0].item() for out in outs] == [77, 1, 1, 1, 1, 1, 1, 77]
