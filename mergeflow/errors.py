@@ -8,11 +8,15 @@
     ├── IncompatibleSources        the selected checkpoints disagree: keys, shapes, markers
     ├── OverBudget                 the memory allowed is less than the smallest block needs
     ├── UnmergeableValues          the values themselves forbid it: NaN, overflow, integers that differ
-    ├── StorageError               the operating system refused: space, permission, a read that fell short
+    ├── StorageError               the operating system refused: space, quota, permission, a device that fails
+    │   ├── ReadFailed             a read that may succeed when it is repeated: an I/O error, a server that is silent
+    │   └── SourceChanged          a source is not the file that it was when the run was planned
     ├── IncompleteOutput           receipts do not cover a draft; it is never committed
     ├── ExecutorError              a worker was lost, or the cluster cannot be reached
     ├── ObjectiveError             who was asked how good an output is has failed to say
     └── Problems                   several of the above, found together and shown together
+
+Some leave the drafts of a run as good as they were: those are `resumable`, a property of the class.
 
 The voice: what, where, the numbers, then what to do, in one or two sentences. An error holds its
 message and nothing else, so that it crosses process borders unchanged.
@@ -31,6 +35,10 @@ class MergeflowError(Exception):
 
     exit_code = 1
     """What the process returns when this error ends it."""
+    resumable = False
+    """Whether what a run has written when this ends it is worth keeping: once the cause is gone, the same plan over
+    the same sources can do the rest. It says nothing about whether there are drafts, and what is in them still has to
+    be checked against the disk before it counts (decision 0028)."""
 
 
 class UsageError(MergeflowError):
@@ -66,6 +74,18 @@ class UnmergeableValues(MergeflowError):
 class StorageError(MergeflowError):
     """The operating system refused a read, a write or a rename."""
 
+    resumable = True
+
+
+class ReadFailed(StorageError):
+    """A read, or a look at a file, that may succeed when it is repeated after a while."""
+
+
+class SourceChanged(StorageError):
+    """A source is not the file that it was when the run was planned: what was made of it is of nothing that ever was."""
+
+    resumable = False
+
 
 class IncompleteOutput(MergeflowError):
     """Receipts do not cover a draft."""
@@ -73,6 +93,8 @@ class IncompleteOutput(MergeflowError):
 
 class ExecutorError(MergeflowError):
     """A worker was lost, or a cluster cannot be reached."""
+
+    resumable = True
 
 
 class ObjectiveError(MergeflowError):
@@ -82,7 +104,7 @@ class ObjectiveError(MergeflowError):
 class Problems(MergeflowError):
     """Several errors that were found together.
 
-    It is bad usage only if every one of them is.
+    It is bad usage only if every one of them is, and a run can be resumed only after every one of them.
     """
 
     def __init__(self, errors: Sequence[MergeflowError]) -> None:
@@ -90,6 +112,7 @@ class Problems(MergeflowError):
         lines = "\n".join(f"  - {error}" for error in self.errors)
         super().__init__(f"{len(self.errors)} problem(s):\n{lines}")
         self.exit_code = 2 if all(e.exit_code == 2 for e in self.errors) else 1
+        self.resumable = all(e.resumable for e in self.errors)
 
     def __reduce__(self) -> tuple[type[Problems], tuple[tuple[MergeflowError, ...]]]:
         """Rebuild from the errors, not from the rendered text."""

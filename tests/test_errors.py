@@ -9,12 +9,15 @@ import pytest
 from mergeflow import errors
 from mergeflow.errors import (
     ConfigError,
+    ExecutorError,
     FormatError,
     MergeflowError,
     OverBudget,
     Problems,
     SelectionError,
+    SourceChanged,
     StorageError,
+    UnmergeableValues,
     UsageError,
     raise_all,
 )
@@ -50,6 +53,11 @@ def test_only_bad_usage_exits_with_2() -> None:
             assert kind.exit_code == (2 if issubclass(kind, UsageError) else 1)
 
 
+def test_a_run_can_be_resumed_after_what_leaves_its_drafts_as_good_as_they_were() -> None:
+    resumable = {kind.__name__ for kind in CLASSES if kind.resumable}
+    assert resumable == {"StorageError", "ReadFailed", "ExecutorError"}
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("kind", [kind for kind in CLASSES if kind is not Problems], ids=lambda kind: kind.__name__)
 def test_an_error_crosses_processes_unchanged(kind: type[MergeflowError], protocol: int) -> None:
@@ -58,6 +66,7 @@ def test_an_error_crosses_processes_unchanged(kind: type[MergeflowError], protoc
     assert type(copy) is kind
     assert str(copy) == str(error)
     assert copy.exit_code == error.exit_code
+    assert copy.resumable == error.resumable
 
 
 @pytest.mark.parametrize(
@@ -76,6 +85,22 @@ def test_problems_cross_processes_unchanged(found: list[MergeflowError], code: i
     assert str(copy) == str(problems) == "2 problem(s):\n  - a\n  - b"
     assert copy.exit_code == problems.exit_code == code
     assert [(type(error), str(error)) for error in copy.errors] == [(type(error), str(error)) for error in found]
+
+
+@pytest.mark.parametrize(
+    ("found", "resumable"),
+    [
+        pytest.param([StorageError("a"), ExecutorError("b")], True, id="after-all"),
+        pytest.param([StorageError("a"), SourceChanged("b")], False, id="not-after-one"),
+        pytest.param([SourceChanged("a"), UnmergeableValues("b")], False, id="after-none"),
+    ],
+)
+def test_a_run_can_be_resumed_after_several_problems_only_if_it_can_after_each(
+    found: list[MergeflowError], resumable: bool
+) -> None:
+    problems = Problems(found)
+    assert problems.resumable is resumable
+    assert pickle.loads(pickle.dumps(problems)).resumable is resumable
 
 
 def test_raising_nothing_is_silent() -> None:
