@@ -82,7 +82,7 @@ class ReadFailed(StorageError):
 
 
 class SourceChanged(StorageError):
-    """A source is not the file that it was when the run was planned: what was made of it is of nothing that ever was."""
+    """A source is not the file that was planned with; what is made of half the one and half the other is of neither."""
 
     resumable = False
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from mergeflow.errors import ConfigError, FormatError, MergeflowError, StorageError, raise_all
+from mergeflow.errors import ConfigError, FormatError, MergeflowError, StorageError
+from mergeflow.execute.watch import a_model
 from mergeflow.recipe.modelset import model_set
 from mergeflow.recipe.recorded import recorded_tree
 from mergeflow.recipe.replay import Replay, changed
@@ -21,7 +22,7 @@ from mergeflow.storage.local import list_files
 from mergeflow.tensors import Checkpoint, some
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from mergeflow.interfaces import Format, ReadBytes, Store
@@ -46,11 +47,6 @@ def silent(total: int) -> AbstractContextManager[Callable[[int], None]]:
     return nullcontext(lambda _: None)
 
 
-def a_model(id: str) -> str:
-    """What a source is called in messages, where it is one of a model set."""
-    return f"model {id}"
-
-
 def open_checkpoint(
     id: str, path: str, store: Store, format: Format, called: Callable[[str], str] = a_model
 ) -> Checkpoint | MergeflowError:
@@ -63,20 +59,6 @@ def open_checkpoint(
         return FormatError(f"{called(id)}: {path} cannot be used: {error}")
     except MergeflowError as error:
         return StorageError(f"{called(id)}: {error}")
-
-
-def refuse_changed(
-    checkpoints: Iterable[Checkpoint], store: Store, again: str, called: Callable[[str], str] = a_model
-) -> None:
-    """Raise if a source was written to while it was read: what came of it is of nothing that ever was.
-
-    `again` is what to do once more, `called` as for `open_checkpoint`.
-    """
-    raise_all(
-        StorageError(f"{called(one.id)}: {one.path} was changed while it was being read; {again} again")
-        for one in checkpoints
-        if store.stat(one.path) != one.stat
-    )
 
 
 @contextmanager

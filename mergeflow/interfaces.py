@@ -245,6 +245,8 @@ class Receipt:
     bytes_read: int
     skipped: tuple[tuple[str, str, int], ...] = ()
     """(model, key, count) of values that are not finite and were tolerated by policy."""
+    repeated: tuple[tuple[str, int], ...] = ()
+    """(model, count) of reads that failed first and succeeded when they were repeated."""
     failed: tuple[tuple[int, MergeflowError], ...] = ()
     """(output, why) of outputs that cannot be made, where those of other jobs go on without them."""
     worker: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -9,10 +10,10 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mergeflow.errors import IncompatibleSources, MergeflowError, raise_all
+from mergeflow.errors import IncompatibleSources, MergeflowError, Problems, raise_all
 from mergeflow.execute.coverage import Coverage
 from mergeflow.execute.digest import TrailingDigest, digest_of_tensors
-from mergeflow.inputs import refuse_changed
+from mergeflow.execute.watch import Watch
 from mergeflow.plan.fuse import fuse
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from mergeflow.interfaces import Draft, Executor, Receipt, Store
     from mergeflow.plan.fuse import Fused
     from mergeflow.plan.plan import Plan
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,10 @@ class _Drafts:
         self.error = self.error or error
         self.discard()
 
-    def settle(self, digests: Sequence[str]) -> None:
-        """Check that the outputs are what they should be, and make them durable."""
+    def settle(self, digests: Sequence[str], wrong: Sequence[MergeflowError]) -> None:
+        """Check that the outputs are what they should be, and make them durable; `wrong` is with the sources."""
         try:
-            refuse_changed(self.plan.checkpoints, self.store, "merge")
+            raise_all(wrong)
             _same_as_recorded(self.plan, digests, self.store)
             for draft in self.drafts:
                 draft.sync()
@@ -156,6 +160,8 @@ class _Pass:
         self._fused = fused
         self._jobs = jobs
         self._executor, self._store, self._progress = executor, store, progress
+        self._watch = Watch([job.plan.checkpoints for job in jobs], store)
+        self._repeated: set[str] = set()
 
     def run(self, began: float) -> None:
         """Do the work, and finish every job that it can be done for."""
@@ -167,10 +173,17 @@ class _Pass:
         digest = TrailingDigest(self._store, addresses, plan.outputs, coverage, plan.strips, plan.memory.kept)
         receipts: list[Receipt] = []
         try:
+            self._look(digest)
+            if self._all_given_up():
+                return
             job = Job(plan.for_workers(), self._store, addresses, digest if self._executor.in_process else None)
             with closing(self._executor.map(job, range(len(plan.shards)))) as made:
                 for receipt in made:
                     self._note(receipt, coverage, digest)
+                    if self._watch.due():
+                        self._look(digest)
+                    if self._all_given_up():
+                        return
                     receipts.append(receipt)
                     self._progress(receipt.bytes_read)
             for one, outputs in zip(self._jobs, self._fused.jobs, strict=True):
@@ -183,9 +196,9 @@ class _Pass:
 
     def _finish(self, digests: Sequence[tuple[str, ...]], receipts: Sequence[Receipt], began: float) -> None:
         """All that can be are made durable before any has its name: an interruption finds either all or none."""
-        for one, its in zip(self._jobs, digests, strict=True):
+        for one, its, wrong in zip(self._jobs, digests, self._watch.look(), strict=True):
             if one.error is None:
-                one.settle(its)
+                one.settle(its, wrong)
         startup = self._executor.startup_seconds
         shared = self._fused if len(self._jobs) > 1 else None
         seconds = time.perf_counter() - began - startup
@@ -198,10 +211,31 @@ class _Pass:
         coverage.add(receipt.spans)
         for output, error in receipt.failed:
             index = next(index for index, outputs in enumerate(self._fused.jobs) if output in outputs)
-            for lost in self._fused.jobs[index]:
-                digest.abandon(lost)
-            self._jobs[index].fail(error)
+            self._give_up(index, error, digest)
+        for model, count in receipt.repeated:
+            if model not in self._repeated:  # told once; the manifest counts
+                self._repeated.add(model)
+                log.warning(
+                    "model %s: %d read(s) failed and succeeded when repeated; its disk, server or network may be about "
+                    "to fail",
+                    model,
+                    count,
+                )
         digest.advance()
+
+    def _give_up(self, index: int, error: MergeflowError, digest: TrailingDigest) -> None:
+        for lost in self._fused.jobs[index]:
+            digest.abandon(lost)
+        self._jobs[index].fail(error)
+
+    def _look(self, digest: TrailingDigest) -> None:
+        """Give up the jobs whose sources have changed."""
+        for index, wrong in enumerate(self._watch.look()):
+            if wrong and self._jobs[index].error is None:
+                self._give_up(index, wrong[0] if len(wrong) == 1 else Problems(wrong), digest)
+
+    def _all_given_up(self) -> bool:
+        return all(job.error is not None for job in self._jobs)
 
 
 @contextmanager

@@ -115,6 +115,19 @@ class FileStat(NamedTuple):
     device: int
     inode: int
 
+    def change(self, now: FileStat) -> str | None:
+        """What became of a file that was this, in words; None if it still is.
+
+        The device does not count: a file system that is mounted again may have another number.
+        """
+        if now.inode != self.inode:
+            return "another file has its name"
+        if now.size != self.size:
+            return f"it has {now.size:,} bytes, not {self.size:,}"
+        if now.mtime_ns != self.mtime_ns:
+            return "it has as many bytes as before, but was written to"
+        return None
+
 
 class Identity(NamedTuple):
     """What a file is known by among web UIs; None where nobody has read enough of it."""

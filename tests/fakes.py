@@ -1,6 +1,6 @@
-"""Stores for tests: one that lives in memory, and one that counts what goes through any other.
+"""Stores for tests: one that lives in memory, and two around any other: one counts, in one reads fail.
 
-Both are whole implementations of the `Store` protocol, not recordings of expected calls. Their content is shared
+All are whole implementations of the `Store` protocol, not recordings of expected calls. Their content is shared
 state, so they pickle only within their process: what comes back from a pickle there is the very same store.
 """
 
@@ -250,6 +250,59 @@ class CountingStore:
     def writer(self, address: str) -> CountingWriter:
         """A draft, open for counted writing."""
         return CountingWriter(self, address, self._store.writer(address))
+
+
+class FaultyStore:
+    """Any store, in which the first so many reads of one file fail."""
+
+    def __init__(self, store: Store, path: str, error: StorageError, times: int) -> None:
+        self._store, self._path, self._error, self._left = store, path, error, times
+        self._lock = Lock()
+        self.opened = 0
+        """How often the faulty file was opened."""
+        _HERE[id(self)] = self
+
+    def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
+        return _pickled_here, (id(self),)
+
+    def stat(self, path: str) -> FileStat:
+        """As the store has it."""
+        return self._store.stat(path)
+
+    def reader(self, path: str) -> Reader:
+        """A file, which may be the faulty one."""
+        if path != self._path:
+            return self._store.reader(path)
+        self.opened += 1
+        return FaultyReader(self, self._store.reader(path))
+
+    def draft(self, path: str, size: int) -> Draft:
+        """As the store has it."""
+        return self._store.draft(path, size)
+
+    def writer(self, address: str) -> Writer:
+        """As the store has it."""
+        return self._store.writer(address)
+
+
+class FaultyReader:
+    """A reader that fails as long as its store has faults left."""
+
+    def __init__(self, store: FaultyStore, reader: Reader) -> None:
+        self._store, self._reader = store, reader
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fail, or read."""
+        with self._store._lock:
+            fails, self._store._left = self._store._left > 0, self._store._left - 1
+        if fails:
+            view[: len(view) // 2] = bytes([255]) * (len(view) // 2)  # a read that fails may have begun
+            raise self._store._error
+        self._reader.read_into(view, offset)
+
+    def close(self) -> None:
+        """Close the reader below."""
+        self._reader.close()
 
 
 class CountingReader:

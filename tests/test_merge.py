@@ -26,15 +26,17 @@ from mergeflow.errors import (
     MergeflowError,
     OverBudget,
     Problems,
+    SourceChanged,
     StorageError,
     UnmergeableValues,
 )
+from mergeflow.execute import watch
 from mergeflow.execute.local import LocalExecutor
 from mergeflow.merge import open_plan, run
 from mergeflow.recipe.request import Budget, ModelSource, Policies, TargetRequest
 from mergeflow.storage.files import LocalFile
 from mergeflow.storage.local import LocalDraft, LocalStore
-from tests.fakes import MemoryStore
+from tests.fakes import CountingStore, MemoryStore
 from tests.models import SMALLEST, merge, request, toy_models, toy_request, write_models
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from mergeflow.execute.shard import Job
     from mergeflow.interfaces import Receipt
     from mergeflow.recipe.request import Request
+    from mergeflow.tensors import FileStat
 
 ELEMENTS = 400_000
 PROJECT = Path(__file__).parent.parent
@@ -279,6 +282,11 @@ def replace(path: Path) -> None:
     path.with_suffix(".new").rename(path)
 
 
+def append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"\1\1")
+
+
 def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -286,11 +294,18 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        pytest.param(touch, r"model 3: .* was changed while it was being read; merge again", id="written-to"),
-        pytest.param(rewrite, r"model 3: .* was changed while it was being read; merge again", id="rewritten"),
-        pytest.param(replace, r"model 3: .* was changed while it was being read; merge again", id="replaced"),
-        pytest.param(Path.unlink, r"3\.safetensors does not exist", id="removed"),
-        pytest.param(cut, r"3\.safetensors ends at byte .* it was changed while it was being read", id="cut"),
+        pytest.param(
+            touch, r"model 3: .* changed .*: it has as many bytes as before, but was written to", id="touched"
+        ),
+        pytest.param(rewrite, r"model 3: .* changed .*: it has as many bytes as before, but was", id="rewritten"),
+        pytest.param(replace, r"model 3: .* changed .*: another file has its name; merge again", id="replaced"),
+        pytest.param(append, r"model 3: .* changed .*: it has 2,400,218 bytes, not 2,400,216; merge", id="appended-to"),
+        pytest.param(cut, r"model 3: .* changed .*: it has 1,200,108 bytes, not 2,400,216; merge again", id="cut"),
+        pytest.param(
+            Path.unlink,
+            r"model 3 could be read when the run began, but now .*3\.safetensors does not exist; put it back as it was",
+            id="removed",
+        ),
     ],
 )
 def test_a_source_that_changes_while_it_is_read_spoils_the_run(
@@ -305,17 +320,50 @@ def test_a_source_that_changes_while_it_is_read_spoils_the_run(
             change(victim)  # type: ignore[operator]
 
     plan = open_plan(two(models, out))
-    with pytest.raises(StorageError, match=complaint):
+    with pytest.raises(StorageError, match=complaint) as caught:
         run(plan, LocalExecutor(SMALLEST), progress=meddle)
     assert names(out) == []
+    assert caught.value.resumable == (change is Path.unlink), "what was moved away can be put back"
 
 
-def test_a_source_that_changes_between_plan_and_run_is_noticed_too(models: Path, out: Path) -> None:
+def test_a_source_that_changes_between_plan_and_run_is_noticed_before_anything_is_read(models: Path, out: Path) -> None:
     plan = open_plan(two(models, out))
     replace(models / "1.safetensors")
-    with pytest.raises(StorageError, match=r"model 1: .* was changed"):
-        run(plan, LocalExecutor(SMALLEST))
+    store = CountingStore(LocalStore())
+    with pytest.raises(SourceChanged, match=r"model 1: .* was changed"):
+        run(plan, LocalExecutor(SMALLEST), store)
     assert names(out) == []
+    assert not [path for path in store.paths_read() if path.startswith(str(models))]
+
+
+def test_a_source_that_changes_ends_the_run_soon_and_not_only_at_its_end(
+    models: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "SECONDS", 0.0)
+    monkeypatch.setattr(watch, "SHARE", float("inf"))
+    plan = open_plan(two(models, out))
+    done: list[int] = []
+
+    def meddle(read: int) -> None:
+        done.append(read)
+        if len(done) == 1:
+            touch(models / "3.safetensors")
+
+    with pytest.raises(SourceChanged, match="model 3"):
+        run(plan, LocalExecutor(SMALLEST), progress=meddle)
+    assert len(done) == 1 < len(plan.shards) - 1
+
+
+def test_sources_are_looked_at_now_and_then(models: Path, out: Path) -> None:
+    class Looked(LocalStore):
+        def stat(self, path: str) -> FileStat:
+            looks.append(path)
+            return super().stat(path)
+
+    looks: list[str] = []
+    plan = open_plan(two(models, out))
+    run(plan, LocalExecutor(SMALLEST), Looked())
+    assert len(looks) == 2 * 3, "before and after, and no more than every few seconds meanwhile"
 
 
 # --- where outputs may lie ------------------------------------------------------------------------------------------

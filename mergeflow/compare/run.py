@@ -19,8 +19,9 @@ from mergeflow.compare.ulp import ulp_dtype
 from mergeflow.errors import ConfigError, MergeflowError, raise_all
 from mergeflow.execute.block import Block
 from mergeflow.execute.local import at_work
+from mergeflow.execute.watch import refuse_changed
 from mergeflow.formats.safetensors import Safetensors
-from mergeflow.inputs import open_checkpoint, refuse_changed
+from mergeflow.inputs import open_checkpoint
 from mergeflow.storage.local import LocalStore
 from mergeflow.tensors import Checkpoint, Dtype, TensorInfo
 

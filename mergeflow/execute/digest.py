@@ -12,6 +12,8 @@ import threading
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
+from mergeflow.errors import ReadFailed
+from mergeflow.execute.patience import repeat
 from mergeflow.storage.kernel import address_of, copy
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from mergeflow.execute.coverage import Coverage
-    from mergeflow.interfaces import Store
+    from mergeflow.interfaces import Reader, Store
     from mergeflow.plan.plan import Output, Strip
 
 STEP = 1 << 20
@@ -189,7 +191,7 @@ class TrailingDigest:
         while (behind := self._behind()) is not None:
             output, count = behind
             view = buffer[:count]
-            self._readers[output].read_into(view, self._positions[output])
+            self._read(self._readers[output], view, self._positions[output])
             self._hash(output, view)
             self._catch_up(output)
 
@@ -219,3 +221,9 @@ class TrailingDigest:
             self._positions[output] += len(view)
             self._busy.discard(output)
             self._changed.notify_all()
+
+    def _read(self, reader: Reader, view: memoryview, position: int) -> None:
+        try:
+            reader.read_into(view, position)
+        except ReadFailed as error:
+            repeat(lambda _: reader.read_into(view, position), error, lambda: self._stopped)

@@ -15,9 +15,11 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from mergeflow.errors import MergeflowError
+from mergeflow.errors import MergeflowError, ReadFailed, SourceChanged, StorageError
 from mergeflow.execute.arithmetic import Arithmetic
 from mergeflow.execute.block import Block
+from mergeflow.execute.patience import repeat
+from mergeflow.execute.watch import change
 from mergeflow.interfaces import Receipt
 from mergeflow.plan.tiles import PAGE
 from mergeflow.tensors import Span
@@ -64,6 +66,9 @@ class OpenFiles:
         self._lock = threading.Lock()
         self._readers: dict[int, Reader] = {}
         self._writers: dict[int, Writer] = {}
+        self._given_up: list[Reader] = []
+        self.lost: set[int] = set()
+        """Sources that have failed in spite of all patience: nobody is to wait for each of their rows."""
 
     def reader(self, source: int) -> Reader:
         """The checkpoint with that index."""
@@ -75,6 +80,20 @@ class OpenFiles:
                     reader = self._job.store.reader(self._job.plan.checkpoints[source].path)
                     self._readers[source] = reader
         return reader
+
+    def reopen(self, source: int, failed: Reader) -> Reader:
+        """The checkpoint anew, unless another thread has replaced what `failed`; raises `SourceChanged`.
+
+        Others may be reading from the one that failed, so it is closed with all the others.
+        """
+        with self._lock:
+            if self._readers[source] is failed:
+                checkpoint = self._job.plan.checkpoints[source]
+                if (changed := change(checkpoint, self.store.stat(checkpoint.path))) is not None:
+                    raise changed
+                self._readers[source] = self.store.reader(checkpoint.path)
+                self._given_up.append(failed)
+            return self._readers[source]
 
     def writer(self, output: int) -> Writer:
         """The draft of the output with that index."""
@@ -88,11 +107,11 @@ class OpenFiles:
 
     def close(self) -> None:
         """Give all files back. What the last writes of a draft met is told by its `commit`."""
-        files: list[Reader | Writer] = [*self._readers.values(), *self._writers.values()]
+        files: list[Reader | Writer] = [*self._readers.values(), *self._given_up, *self._writers.values()]
         for file in files:
             with suppress(MergeflowError, OSError):
                 file.close()
-        self._readers, self._writers = {}, {}
+        self._readers, self._writers, self._given_up = {}, {}, []
 
 
 class ShardWorker:
@@ -112,6 +131,7 @@ class ShardWorker:
         self._turn = turn or nullcontext()
         self._block = Block(job.plan.memory.block)
         self._arithmetic = Arithmetic(job.plan)
+        self._repeated: Counter[str] = Counter()
 
     def run(self, shard: int) -> Receipt:
         """Merge and write every tile of `shard`; raises `UnmergeableValues` or `StorageError`."""
@@ -122,11 +142,13 @@ class ShardWorker:
         for tile in self._plan.shards[shard]:
             bytes_read += self._tile(tile, spans, tolerated, failed)
         checkpoints = self._plan.checkpoints
+        repeated, self._repeated = self._repeated, Counter()
         return Receipt(
             shard=shard,
             spans=tuple(_joined(spans)),
             bytes_read=bytes_read,
             skipped=tuple((checkpoints[source].id, key, count) for (source, key), count in tolerated.items()),
+            repeated=tuple(repeated.items()),
             failed=tuple(failed.items()),
             worker=f"{socket.gethostname()}:{os.getpid()}",
             peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -212,11 +234,39 @@ class ShardWorker:
             try:
                 self._files.reader(source).read_into(self._block.view[row.begin : row.end], position)
             except MergeflowError as error:
+                lasting = self._read_again(source, row, position, error)
+                if lasting is None:
+                    continue
                 if not self._plan.apart:
-                    raise
+                    raise lasting from lasting.__cause__
                 cells = (index for index, cell in enumerate(strip.cells) if number in cell.rows)
-                impossible |= {index: error for index in cells if index not in impossible}
+                impossible |= {index: lasting for index in cells if index not in impossible}
         return impossible
+
+    def _read_again(self, source: int, row: Row, position: int, error: MergeflowError) -> MergeflowError | None:
+        """Fill a row whose reading met `error`, if that may pass; otherwise what is to be said of it."""
+        files, checkpoint = self._files, self._plan.checkpoints[source]
+        view = self._block.view[row.begin : row.end]
+
+        def act(before: int) -> None:
+            reader = files.reader(source)
+            # The same descriptor first: only a mount that was lost needs another.
+            (files.reopen(source, reader) if before else reader).read_into(view, position)
+
+        try:
+            if not isinstance(error, ReadFailed) or source in files.lost:
+                raise error
+            repeat(act, error, self._stopped)
+        except MergeflowError as lasting:
+            if self._stopped():
+                raise Stopped from lasting
+            files.lost.add(source)
+            if isinstance(lasting, SourceChanged):  # which is told best by what became of the file
+                with suppress(StorageError):
+                    return change(checkpoint, files.store.stat(checkpoint.path)) or lasting
+            return lasting
+        self._repeated[checkpoint.id] += 1
+        return None
 
 
 def _positions(strip: Strip, tile: Tile) -> list[int]:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import resource
+from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,6 +64,7 @@ def manifest(result: Result, executor: str) -> dict[str, Any]:
         "nonfinite": [
             {"model": model, "key": key, "values": count} for (model, key), count in sorted(result.tolerated.items())
         ],
+        "repeated_reads": _repeated(result),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
     }
 
@@ -113,6 +115,15 @@ def _estimate(result: Result) -> dict[str, Any] | None:
     if expected is None or whole.measured is None:
         return None
     return {"seconds": round(expected.total, 3)} | {"why": in_words(whole), "sample": asdict(whole.measured)}
+
+
+def _repeated(result: Result) -> list[dict[str, Any]]:
+    """Reads that failed before they succeeded, by model: the sign of a disk, a server or a network that is failing."""
+    counts: Counter[str] = Counter()
+    for receipt in result.receipts:
+        counts.update(dict(receipt.repeated))
+    ids = [checkpoint.id for checkpoint in result.plan.checkpoints]
+    return [{"model": id, "reads": counts[id]} for id in ids if id in counts]
 
 
 def _shared(result: Result) -> dict[str, int] | None:

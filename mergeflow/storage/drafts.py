@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 
-from mergeflow.storage.files import LocalFile, open_file, refuse
+from mergeflow.storage.files import LocalFile, open_file
 from mergeflow.storage.kernel import PAGE, in_pages
+from mergeflow.storage.refusals import refuse_writing
 from mergeflow.storage.sources import REFUSALS, SMALL
 
 
@@ -23,7 +24,7 @@ class DraftFile(LocalFile):
             self._direct = open_file(path, os.O_WRONLY | os.O_DIRECT)
         except OSError as error:
             if error.errno not in REFUSALS:
-                refuse(path, error)
+                refuse_writing(path, error)
             self._direct = -1
 
     def write(self, view: memoryview, offset: int) -> None:
@@ -48,7 +49,7 @@ class DraftFile(LocalFile):
                 count = os.pwrite(self._direct, pages[done:], offset + done)
             except OSError as error:
                 if error.errno not in REFUSALS:
-                    refuse(self.path, error)
+                    refuse_writing(self.path, error, self._fd)  # never repeated: see `LocalFile`
                 count = 0
             done += count - count % PAGE
             if count % PAGE or not count:

@@ -7,32 +7,15 @@ import os
 import resource
 import threading
 from contextlib import suppress
-from typing import NoReturn
 
-from mergeflow.errors import StorageError
+from mergeflow.errors import ReadFailed, SourceChanged, StorageError
 from mergeflow.storage import kernel
+from mergeflow.storage.refusals import refuse_reading, refuse_writing
 
 WRITEBACK = 16 << 20
 """Bytes written after which they are sent on their way to the disk, so that the last sync has little to wait for."""
 FILE_MODE = 0o666
 """What a new file allows, less the umask."""
-
-REMEDIES = {
-    errno.ENOENT: "does not exist",
-    errno.EACCES: "may not be accessed; check its permissions",
-    errno.EPERM: "may not be accessed; check its permissions",
-    errno.EEXIST: "lies below something that is not a directory",
-    errno.EISDIR: "is a directory",
-    errno.ENOTDIR: "lies below something that is not a directory",
-    errno.ELOOP: "is a link that leads to itself",
-    errno.ENOSPC: "cannot be written: the disk is full; free some space or choose another out=",
-    errno.EDQUOT: "cannot be written: the disk quota is used up; free some space or choose another out=",
-    errno.EFBIG: "cannot be written: this file system or a limit forbids so large a file; choose another out=",
-    errno.EROFS: "cannot be written: the file system is read-only; choose another out=",
-    errno.EMFILE: "cannot be opened: this process has too many files open; raise `ulimit -n`",
-    errno.EIO: "cannot be read or written: the device reports an I/O error",
-    errno.ESTALE: "was replaced or removed on its server while it was open; run again",
-}
 
 
 class LocalFile:
@@ -40,12 +23,13 @@ class LocalFile:
 
     def __init__(self, path: str, flags: int) -> None:
         self.path = path
+        self._refuse = refuse_reading if flags & os.O_ACCMODE == os.O_RDONLY else refuse_writing
         self._unsent = 0
         self._writing = threading.Lock()
         try:
             self._fd = open_file(path, flags)
         except OSError as error:
-            refuse(path, error)
+            self._refuse(path, error)
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill `view` from `offset`."""
@@ -54,10 +38,23 @@ class LocalFile:
             try:
                 count = os.preadv(self._fd, [view[done:]], offset + done)
             except OSError as error:
-                refuse(self.path, error)
+                refuse_reading(self.path, error)
             if count == 0:
-                ends_early(self.path, offset + done, offset + len(view))
+                raise self._end(offset + done, offset + len(view))
             done += count
+
+    def _end(self, end: int, expected: int) -> StorageError:
+        """Why nothing came from byte `end` on, where more was expected: the file is shorter now, or it was a fault."""
+        try:
+            size = os.fstat(self._fd).st_size
+        except OSError as error:
+            refuse_reading(self.path, error)
+        if size >= expected:
+            return ReadFailed(f"{self.path} has {size:,} bytes, but gave none at {end:,}; check its disk or server")
+        return SourceChanged(
+            f"{self.path} ends at byte {end:,}, but {expected:,} were expected; it was changed while it was being "
+            f"read, and has {size:,} bytes now"
+        )
 
     def write(self, view: memoryview, offset: int) -> None:
         """Write all of `view` at `offset`.
@@ -72,8 +69,8 @@ class LocalFile:
         while done < len(view):
             try:
                 count = os.pwrite(self._fd, view[done:], offset + done)
-            except OSError as error:
-                refuse(self.path, error)
+            except OSError as error:  # never repeated: what was written before may be lost as well (decision 0028)
+                refuse_writing(self.path, error, self._fd)
             if count == 0:
                 raise StorageError(f"{self.path} takes no more bytes at {offset + done:,}; its device gives no reason")
             done += count
@@ -89,7 +86,7 @@ class LocalFile:
             try:
                 os.close(descriptor)
             except OSError as error:
-                refuse(self.path, error)
+                self._refuse(self.path, error)
 
 
 def open_file(path: str, flags: int) -> int:
@@ -103,16 +100,3 @@ def open_file(path: str, flags: int) -> int:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
-
-
-def ends_early(path: str, end: int, expected: int) -> NoReturn:
-    """Raise that a file has become shorter than its header says."""
-    raise StorageError(
-        f"{path} ends at byte {end:,}, but {expected:,} were expected; it was changed while it was being read"
-    )
-
-
-def refuse(path: str, error: OSError) -> NoReturn:
-    """Raise what the system said, in words that help."""
-    reason = REMEDIES.get(error.errno or 0, f"cannot be used: {error.strerror}")
-    raise StorageError(f"{path} {reason}") from error

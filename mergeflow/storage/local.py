@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from mergeflow.errors import StorageError
 from mergeflow.storage.drafts import DraftFile
-from mergeflow.storage.files import LocalFile, open_file, refuse
+from mergeflow.storage.files import LocalFile, open_file
+from mergeflow.storage.refusals import refuse, refuse_reading, refuse_writing
 from mergeflow.storage.sources import ReadBack, SourceFile
 from mergeflow.tensors import FileStat
 
@@ -50,7 +51,7 @@ class LocalStore:
         except OSError as error:
             if os.path.islink(path) and error.errno == errno.ENOENT:
                 raise StorageError(f"{path} is a link to {os.readlink(path)}, which does not exist") from error
-            refuse(path, error)
+            refuse_reading(path, error)
         if kinds.S_ISDIR(found.st_mode):
             raise StorageError(f"{path} is a directory, not a checkpoint file")
         if not kinds.S_ISREG(found.st_mode):
@@ -87,14 +88,17 @@ class LocalDraft:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = self._locked()
         except OSError as error:
-            refuse(self.address, error)
+            refuse_writing(self.address, error)
         self._open = True
+        self._doubtful = 0
         try:
             os.ftruncate(self._fd, 0)
             os.ftruncate(self._fd, size)
         except OSError as error:
-            self.discard()
-            refuse(self.address, error)
+            try:
+                refuse_writing(self.address, error, self._fd)
+            finally:
+                self.discard()
 
     def _locked(self) -> int:
         """A descriptor of the draft that nobody else holds."""
@@ -128,9 +132,14 @@ class LocalDraft:
         if not self._open:
             raise StorageError(f"{self.address} was committed or discarded before; there is nothing to sync")
         try:
+            if self._doubtful:
+                raise OSError(self._doubtful, os.strerror(self._doubtful))
             os.fsync(self._fd)
         except OSError as error:
-            refuse(self.address, error)
+            # A second sync would succeed: the kernel tells a failure once, and takes what it could not write for
+            # written (decision 0028).
+            self._doubtful = error.errno or errno.EIO
+            refuse_writing(self.address, error, self._fd)
 
     def commit(self) -> None:
         """Sync the bytes, rename the draft to its final name, sync the directory."""
@@ -139,7 +148,7 @@ class LocalDraft:
             os.replace(self._draft, self._path)
             _sync_directory(self._path.parent)
         except OSError as error:
-            refuse(self.address, error)
+            refuse_writing(self.address, error, self._fd)
         self._close()
 
     def discard(self) -> None:

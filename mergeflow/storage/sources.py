@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from mergeflow.errors import StorageError
 from mergeflow.storage import kernel
-from mergeflow.storage.files import LocalFile, ends_early, open_file, refuse
+from mergeflow.storage.files import LocalFile, open_file
 from mergeflow.storage.kernel import CHUNK, PAGE, address_of, copy, in_pages, residency
+from mergeflow.storage.refusals import refuse_reading
 
 if TYPE_CHECKING:
     from mergeflow.interfaces import Io
@@ -50,7 +51,7 @@ class SourceFile(LocalFile):
             return open_file(self.path, os.O_RDONLY | os.O_DIRECT)
         except OSError as error:
             if error.errno not in REFUSALS:
-                refuse(self.path, error)
+                refuse_reading(self.path, error)
             self._refused()
         return -1
 
@@ -116,13 +117,13 @@ class SourceFile(LocalFile):
                 count = os.preadv(self._direct, [landing[: min(wanted + -wanted % PAGE, len(landing))]], begin)
             except OSError as error:
                 if error.errno not in REFUSALS:
-                    refuse(self.path, error)
+                    refuse_reading(self.path, error)
                 self._refused()
                 super().read_into(view[done:], offset + done)
                 return
             arrived = min(count - skipped, len(view) - done)
             if arrived <= 0:
-                ends_early(self.path, offset + done, offset + len(view))
+                raise self._end(offset + done, offset + len(view))
             copy(address_of(view[done:]), address + skipped, arrived)
             done += arrived
 

@@ -146,7 +146,7 @@ def test_reading_a_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_failure_without_a_remedy_of_ours_is_told_in_the_words_of_the_system(tmp_path: Path) -> None:
-    with raises("cannot be used: File name too long"):
+    with raises("cannot be written: File name too long"):
         STORE.draft(str(tmp_path / ("x" * 250)), 1)
 
 
@@ -294,19 +294,49 @@ def test_a_signal_does_not_disturb_a_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "texts"),
     [
-        pytest.param(errno.ENOSPC, ["the disk is full", "free some space", "out="], id="ENOSPC"),
-        pytest.param(errno.EDQUOT, ["quota is used up", "free some space", "out="], id="EDQUOT"),
         pytest.param(errno.EFBIG, ["forbids so large a file", "out="], id="EFBIG"),
         pytest.param(errno.EROFS, ["read-only", "out="], id="EROFS"),
-        pytest.param(errno.EIO, ["the device reports an I/O error"], id="EIO"),
-        pytest.param(errno.ESTALE, ["replaced or removed", "run again"], id="ESTALE"),
-        pytest.param(errno.ENOTCONN, ["cannot be used", "not connected"], id="any-other"),
+        pytest.param(errno.EIO, ["its device or server reports an error", "Input/output error", "dmesg"], id="EIO"),
+        pytest.param(errno.EBADMSG, ["its device or server reports an error", "Bad message"], id="EBADMSG"),
+        pytest.param(errno.ETIMEDOUT, ["its server does not answer", "timed out", "the network"], id="ETIMEDOUT"),
+        pytest.param(errno.EAGAIN, ["its server does not answer", "temporarily unavailable"], id="EAGAIN"),
+        pytest.param(errno.EHOSTDOWN, ["its server does not answer", "Host is down"], id="EHOSTDOWN"),
+        pytest.param(errno.ESTALE, ["replaced or removed on its server", "Stale file handle"], id="ESTALE"),
+        pytest.param(errno.ENOTCONN, ["file system or device is gone", "mount it again"], id="ENOTCONN"),
+        pytest.param(errno.ENXIO, ["file system or device is gone", "mount it again"], id="ENXIO"),
+        pytest.param(errno.ENODEV, ["file system or device is gone", "mount it again"], id="ENODEV"),
+        pytest.param(errno.E2BIG, ["cannot be", "Argument list too long"], id="any-other"),
     ],
 )
 @pytest.mark.parametrize("call", ["open", "ftruncate", "pwrite", "preadv", "fsync", "replace", "close"])
 def test_every_refusal_says_what_to_do_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, texts: list[str]
 ) -> None:
+    check_refusal(tmp_path, monkeypatch, call, number, texts)
+
+
+@pytest.mark.parametrize("call", ["open", "ftruncate", "pwrite", "fsync", "replace", "close"])
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        pytest.param(errno.ENOSPC, "the disk is full", id="ENOSPC"),
+        pytest.param(errno.EDQUOT, "the disk quota is used up", id="EDQUOT"),
+    ],
+)
+def test_where_there_is_no_room_the_figures_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, text: str
+) -> None:
+    texts = [f"cannot be written: {text}", "free some space, or choose another out="]
+    if call in ("ftruncate", "pwrite", "fsync"):  # where there is a file to ask about
+        texts += ["B free there", "of this file are not yet on it)"]
+    if call == "pwrite":
+        texts.append("and 4 B of this file")
+    check_refusal(tmp_path, monkeypatch, call, number, texts)
+
+
+def check_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, texts: list[str]) -> None:
+    """Have one call refuse, and look at what is told and what is left."""
+
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -456,7 +486,7 @@ def test_a_lock_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with raises("out.draft", "I/O error"):
+    with raises("out.draft", "device or server reports an error"):
         STORE.draft(str(tmp_path / "out"), 2)
 
 
@@ -492,7 +522,7 @@ def test_a_file_system_that_cannot_sync_directories_still_commits(
 
 def test_a_directory_that_fails_to_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _refuse_to_sync_directories(monkeypatch, errno.EIO)
-    with raises("I/O error"):
+    with raises("device or server reports an error"):
         STORE.draft(str(tmp_path / "out"), 2).commit()
 
 
