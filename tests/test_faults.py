@@ -134,7 +134,7 @@ def test_a_source_that_fails_for_good_fails_only_the_jobs_that_need_it(models: P
     failed, good = run_together(fuse(plans), LocalExecutor(one), store)
     assert isinstance(failed, ReadFailed)
     assert isinstance(good, Result)
-    assert store.opened == len(patience.PAUSES), "once, and for each repetition but the first: others are not waited for"
+    assert store.opened == len(patience.PAUSES), "no other row is waited for"
 
 
 @pytest.mark.usefixtures("impatient")
