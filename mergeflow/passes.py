@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mergeflow.errors import IncompatibleSources, MergeflowError, Problems, raise_all
 from mergeflow.execute.coverage import Coverage
 from mergeflow.execute.digest import TrailingDigest, digest_of_tensors
-from mergeflow.execute.watch import Watch
+from mergeflow.execute.watch import SourceWatch
 from mergeflow.plan.fuse import fuse
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class _Pass:
         self._fused = fused
         self._jobs = jobs
         self._executor, self._store, self._progress = executor, store, progress
-        self._watch = Watch([job.plan.checkpoints for job in jobs], store)
+        self._sources = SourceWatch([job.plan.checkpoints for job in jobs], store)
         self._repeated: set[str] = set()
 
     def run(self, began: float) -> None:
@@ -180,7 +180,7 @@ class _Pass:
             with closing(self._executor.map(job, range(len(plan.shards)))) as made:
                 for receipt in made:
                     self._note(receipt, coverage, digest)
-                    if self._watch.due():
+                    if self._sources.due():
                         self._look(digest)
                     if self._all_given_up():
                         return
@@ -196,7 +196,7 @@ class _Pass:
 
     def _finish(self, digests: Sequence[tuple[str, ...]], receipts: Sequence[Receipt], began: float) -> None:
         """All that can be are made durable before any has its name: an interruption finds either all or none."""
-        for one, its, wrong in zip(self._jobs, digests, self._watch.look(), strict=True):
+        for one, its, wrong in zip(self._jobs, digests, self._sources.look(), strict=True):
             if one.error is None:
                 one.settle(its, wrong)
         startup = self._executor.startup_seconds
@@ -230,7 +230,7 @@ class _Pass:
 
     def _look(self, digest: TrailingDigest) -> None:
         """Give up the jobs whose sources have changed."""
-        for index, wrong in enumerate(self._watch.look()):
+        for index, wrong in enumerate(self._sources.look()):
             if wrong and self._jobs[index].error is None:
                 self._give_up(index, wrong[0] if len(wrong) == 1 else Problems(wrong), digest)
 

@@ -68,7 +68,7 @@ def change(
     return SourceChanged(f"{name}: {path} was changed while it was being read: {what}; {again} again")
 
 
-class Watch:
+class SourceWatch:
     """A look at the sources of several jobs, now and then."""
 
     def __init__(self, jobs: Sequence[Sequence[Checkpoint]], store: Store) -> None:
