@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FITS = 0.4
 """Of the machine's memory: so much of it may the files take that are read from the page cache."""
+TRIED = 2 << 30
+"""Bytes of a file on which a way is tried, at most."""
 BEST = 2
 """How many ways of reading are tried again in every round."""
 
@@ -57,20 +59,21 @@ class Ways(NamedTuple):
 
 @lru_cache(maxsize=4)
 def ways(path: Path, out: Path, size: int) -> Ways:
-    """Try every way to read one file and to write as many bytes."""
+    """Try every way to read the beginning of one file and to write as many bytes."""
     tried = []
+    tried_size = min(size, TRIED)
     for way in disk.READS:
         with suppress(OSError):  # not every file system knows O_DIRECT
             disk.drop([path])
-            cold = size / disk.read([path], way)
-            warm = math.nan if way.direct else size / disk.read([path], way)
+            cold = tried_size / disk.read([path], way, tried_size)
+            warm = math.nan if way.direct else tried_size / disk.read([path], way, tried_size)
             tried.append((way, warm, cold))
     cold_ways = sorted(tried, key=lambda one: -one[2])[:BEST]
     warm_ways = sorted((one for one in tried if not one[0].direct), key=lambda one: -one[1])[:BEST]
     return Ways(
         tuple(way for way, *_ in cold_ways),
         tuple(way for way, *_ in warm_ways),
-        disk.best_write(emptied(out), size),
+        disk.best_write(emptied(out), tried_size),
         tuple((way, None if way.direct else warm, cold) for way, warm, cold in tried),
     )
 
@@ -144,4 +147,4 @@ def _ways(found: Ways, size: int) -> Table:
         (str(way), Figure(cold, cold, cold, "B/s"), None if warm is None else Figure(warm, warm, warm, "B/s"))
         for way, warm, cold in found.tried
     )
-    return Table(("way", "cold", "warm"), rows, f"Every way to read one file of {size / 1e9:.2f} GB, once")
+    return Table(("way", "cold", "warm"), rows, f"Every way to read {min(size, TRIED) / 1e9:.2f} GB of one file, once")
