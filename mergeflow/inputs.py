@@ -99,10 +99,10 @@ class Inputs:
         if not isinstance(request.recorded, RecordedFile):
             merges = request.recorded
             return resolve(request, names, lambda models: recorded_tree(merges, models))
-        metadata = self._metadata(request.recorded.path)
+        metadata = self._metadata(request.recorded)
         if request.recorded.tool == "mergeflow":
             models = model_set(names, source.pattern, source.composites, source.files, source.place)
-            self._replay = Replay(metadata, request.recorded.path, models)
+            self._replay = Replay(metadata, request.recorded.path, models, request.recorded)
             return self._replay.recipe(request)
         return resolve(request, names, lambda models: self._web_ui_tree(metadata, models))
 
@@ -119,6 +119,9 @@ class Inputs:
             except MergeflowError as error:
                 problems.append(error)
         if self._replay is not None and isinstance(self._request.recorded, RecordedFile):
+            if self._request.recorded.verified:
+                names = self._replay.names()
+                found = [replace(one, called=names[one.id]) for one in found]
             differences = self._replay.differences(found)
             if self._request.recorded.check:
                 problems += changed(differences)
@@ -141,16 +144,17 @@ class Inputs:
     def _open(self, id: str, path: str) -> Checkpoint | MergeflowError:
         return open_checkpoint(id, path, self._store, self._format)
 
-    def _metadata(self, path: str) -> Mapping[str, str]:
+    def _metadata(self, file: RecordedFile) -> Mapping[str, str]:
         """The metadata of a merged file, or what somebody has saved of it as JSON."""
+        path = file.path
         try:
             size = self._store.stat(path).size
             with _reading(path, self._store) as read:
                 return _saved(read, size) if path.endswith(".json") else self._format.parse(read, size).metadata
         except FormatError as error:
-            raise FormatError(f"recipe.file={path} cannot be used: {error}") from error
+            raise FormatError(f"{file.option}={path} cannot be used: {error}") from error
         except StorageError as error:
-            raise StorageError(f"recipe.file: {error}") from error
+            raise StorageError(f"{file.option}: {error}") from error
 
     def _web_ui_tree(self, metadata: Mapping[str, str], models: ModelSet) -> Tree:
         request = self._request

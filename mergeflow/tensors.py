@@ -151,6 +151,13 @@ class Checkpoint:
     header: Header
     identity: Identity = UNKNOWN
     """Known where the run was asked to hash its sources."""
+    called: str = ""
+    """What its file was called in the recipe that is verified; empty for as it is called."""
+
+    @property
+    def name(self) -> str:
+        """The name of its file, without the directory."""
+        return self.called or self.path.rpartition("/")[2]
 
 
 class Span(NamedTuple):

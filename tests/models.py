@@ -27,27 +27,33 @@ if TYPE_CHECKING:
 ANY = architecture("any", "keep", {}, {"all": {"tensors": {"*": None}}})
 """One component, which takes every tensor."""
 
-TOY = architecture(
-    "toy",
-    "fp16",
-    {"modelspec.architecture": "toy"},
-    {
-        "text": {
-            "prefix": "text.",
-            "tensors": {"position_ids": [1, 77], "scale": []},
-            "layers": {"{0..2}.proj": [8, 6]},
-            "integers": ["position_ids"],
-            "optional": ["position_ids", "2.proj.*"],
+
+def toy_architecture(words: int = 1201) -> Architecture:
+    """`TOY`, or the same with an embedding of fewer words."""
+    return architecture(
+        "toy",
+        "fp16",
+        {"modelspec.architecture": "toy"},
+        {
+            "text": {
+                "prefix": "text.",
+                "tensors": {"position_ids": [1, 77], "scale": []},
+                "layers": {"{0..2}.proj": [8, 6]},
+                "integers": ["position_ids"],
+                "optional": ["position_ids", "2.proj.*"],
+            },
+            "vae": {"prefix": "vae.", "layers": {"conv": [5, 3, 3, 3]}, "tensors": {"empty": [0, 4]}},
+            "net": {
+                "prefix": "net.",
+                "tensors": {"embedding": [words, 257]},
+                "layers": {"{0..5}.mix": [16, 16]},
+                "markers": {"v_pred": [0]},
+            },
         },
-        "vae": {"prefix": "vae.", "layers": {"conv": [5, 3, 3, 3]}, "tensors": {"empty": [0, 4]}},
-        "net": {
-            "prefix": "net.",
-            "tensors": {"embedding": [1201, 257]},
-            "layers": {"{0..5}.mix": [16, 16]},
-            "markers": {"v_pred": [0]},
-        },
-    },
-)
+    )
+
+
+TOY = toy_architecture()
 """Three components with all that an architecture knows: integers, optional keys, markers, 0-dim and zero-size tensors,
 and one tensor that is much larger than the others."""
 

@@ -6,12 +6,13 @@ from enum import Enum
 
 
 class Job(Enum):
-    """What to do: merge; or show the plan and stop; tell how two checkpoints differ; or put one together of parts."""
+    """What to do: merge; show the plan and stop; compare two checkpoints; put one together; verify an output."""
 
     merge = "merge"
     plan = "plan"
     compare = "compare"
     assemble = "assemble"
+    verify = "verify"
 
 
 class RecipeKind(Enum):

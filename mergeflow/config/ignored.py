@@ -41,6 +41,13 @@ COMPARISON = Choice(
     "on job=compare, which reads two files as they are",
     _all_but("a", "arch", "b", "experiment", "job", "out"),
 )
+VERIFICATION = Choice(
+    "on job=verify, which is told everything by the file",
+    (*_all_but("arch", "file", "job", "models", "out", "sample", "seed"), "models.composites"),
+    remedies={"experiment": ", and give models= and arch="},
+)
+OF_VERIFICATION = ("sample", "seed")
+"""What has an effect on no other job."""
 REPLAY = Choice(
     "with recipe=file, whose recipe tells it",
     ignored=(
@@ -56,6 +63,13 @@ def ignored(config: schema.Config, typed: Sequence[str], choices: Mapping[str, o
     """What has no effect of the overrides that are `typed`; `choices` are the options of all groups."""
     names = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in typed]
     choice = _choice(config)
+    if config.job is not schema.Job.verify:
+        yield from (
+            ConfigError(f"{name}= is for job=verify, and has no effect on another job; leave it out")
+            for name in dict.fromkeys(names)
+            if name in OF_VERIFICATION
+        )
+        names = [name for name in names if name not in OF_VERIFICATION]
     if choice is None:
         yield from _recipe_of_an_experiment(config, names, choices)
         return
@@ -69,6 +83,8 @@ def _choice(config: schema.Config) -> Choice | None:
         return COMPARISON
     if config.job is schema.Job.assemble:
         return ASSEMBLY
+    if config.job is schema.Job.verify:
+        return VERIFICATION
     return REPLAY if config.recipe.kind is schema.RecipeKind.file else None
 
 

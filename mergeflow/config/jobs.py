@@ -18,6 +18,7 @@ from mergeflow.config.assembly import to_assembly
 from mergeflow.config.convert import to_architecture, to_config, to_objective, to_pair, to_request
 from mergeflow.config.ignored import ignored
 from mergeflow.config.paths import absolute
+from mergeflow.config.verification import to_verification
 from mergeflow.config.words import misread_numbers
 from mergeflow.errors import MergeflowError, raise_all
 from mergeflow.objective import check, score
@@ -75,6 +76,9 @@ def do(composed: DictConfig, hydra: Any) -> Score:
     config = read(composed, hydra)
     if config.job is schema.Job.compare:
         compare(config)
+        return None
+    if config.job is schema.Job.verify:
+        verify(config)
         return None
     if config.job is schema.Job.assemble:
         return assemble(config)
@@ -215,6 +219,26 @@ def compare(config: schema.Config) -> None:
         draw(comparison, written[-1])
     show(table(comparison))
     show(f"\nwritten {' and '.join(written)}")
+
+
+def verify(config: schema.Config) -> None:
+    """Tell whether an output is what its recipe makes of its sources: a page here, JSON in `out`."""
+    asked = to_verification(config)
+    from mergeflow.report.comparison_json import write_json
+    from mergeflow.report.console import show
+    from mergeflow.report.progress import MergeProgress
+    from mergeflow.report.verification import NAME, page, to_json
+    from mergeflow.verify.run import open_verification
+    from mergeflow.verify.run import verify as look_at
+
+    opened = open_verification(asked, progress=_hashing)
+    with MergeProgress(opened.bytes_to_read, "verifying") as progress:
+        found = look_at(opened, progress=progress)
+    written = write_json(to_json(found), asked.out, NAME)
+    show(page(found))
+    show(f"\nwritten {written}")
+    if not found.holds:
+        Outcome.code = max(Outcome.code, 1)
 
 
 def executor_of(config: schema.Config, plan: Plan) -> Executor:

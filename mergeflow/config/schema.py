@@ -242,6 +242,10 @@ class Config:
     parts: dict[str, str] = field(default_factory=dict)
     """Files by component, for `job=assemble`; `te0=FILE` is short for `parts.te0=FILE` there."""
     file: str | None = None
+    sample: Any = 1000
+    """Of `job=verify`: how many tiles, or `all`."""
+    seed: int = 0
+    """Which tiles these are."""
     out: str = MISSING
     overwrite: bool = False
     dtype: OutputDtype | None = None

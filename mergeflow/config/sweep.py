@@ -27,6 +27,7 @@ from mergeflow.config.jobs import (
     show_plan,
     tell_notes,
     tell_pace,
+    verify,
 )
 from mergeflow.errors import MergeflowError, raise_all
 from mergeflow.tensors import si_bytes
@@ -88,6 +89,9 @@ class _Sweep:
                 config = read(job.composed, job.hydra.hydra)
                 if config.job is schema.Job.compare:
                     compare(config)
+                    return None
+                if config.job is schema.Job.verify:
+                    verify(config)
                     return None
                 if config.job is schema.Job.assemble:
                     self._outcomes[job.number] = assemble(config)

@@ -20,7 +20,7 @@ from mergeflow.methods.exact import INTEGER_VIEW
 from mergeflow.methods.means import Means, alone, can_make
 from mergeflow.methods.registry import method_of
 from mergeflow.plan.tiles import PIECE
-from mergeflow.recipe.request import UNIFORM
+from mergeflow.recipe.request import COPY, UNIFORM
 from mergeflow.tensors import Dtype, some
 
 if TYPE_CHECKING:
@@ -165,6 +165,9 @@ class Arithmetic:
         passed = (row.isfinite() for row in rows.values)
         if not finite and self._plan.nonfinite == "propagate":
             bad &= functools.reduce(torch.logical_and, passed)
+            if out.dtype.itemsize > 1 and (cell.method != COPY or rows.values[0].dtype != out.dtype):
+                # torch makes 0xffff of NaN where it converts many values to bf16 at once, and 0x7fc0 of the last few.
+                out.masked_fill_(out.isnan(), math.nan)
         elif not finite:
             lost = bad & ~functools.reduce(torch.logical_or, passed)
             if bool(lost.any()):

@@ -33,8 +33,11 @@ LOOK = 0.05
 """Seconds after which whoever waits for a turn looks whether to stop."""
 
 
-def digest_of_tensors(path: str, store: Store) -> str:
-    """SHA-256 in hex of all that comes after the header of a safetensors file; raises `StorageError`."""
+def digest_of_tensors(path: str, store: Store, progress: Callable[[int], None] = lambda _: None) -> str:
+    """SHA-256 in hex of all that comes after the header of a safetensors file; raises `StorageError`.
+
+    `progress` is told the bytes read as they come.
+    """
     digest = hashlib.sha256()
     size = store.stat(path).size
     buffer = memoryview(bytearray(STEP))
@@ -46,6 +49,7 @@ def digest_of_tensors(path: str, store: Store) -> str:
             reader.read_into(view, position)
             digest.update(view)
             position += len(view)
+            progress(len(view))
     return digest.hexdigest()
 
 

@@ -9,8 +9,6 @@ import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from mergeflow import __version__
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from fractions import Fraction
@@ -31,7 +29,7 @@ def metadata(
     made = {"format": "pt"}
     title = target.file.removesuffix(".safetensors")
     sources = {id: checkpoints[id][1] for id in target.checkpoints()}
-    names = {id: _name(one.path) for id, one in sources.items()}
+    names = {id: one.name for id, one in sources.items()}
     if recipe.architecture.metadata:
         made.update(recipe.architecture.metadata)
         made["modelspec.title"] = title
@@ -52,7 +50,7 @@ def describe(target: Target, recipe: Recipe) -> dict[str, Any]:
     """The recipe of one target as plain data: what it is made of, by which shares and under which policies."""
     policies = recipe.policies
     return {
-        "mergeflow": __version__,
+        "mergeflow": recipe.version,
         "file": target.file,
         "architecture": recipe.architecture.name,
         "dtype": target.dtype,
@@ -108,7 +106,7 @@ def _tree(tree: Tree) -> dict[str, Any]:
 
 def _source(checkpoint: Checkpoint) -> dict[str, Any]:
     """What tells the file of a source from another under its name, as far as it has been read."""
-    told = {"name": _name(checkpoint.path), "size": checkpoint.stat.size, "header": checkpoint.header.digest}
+    told = {"name": checkpoint.name, "size": checkpoint.stat.size, "header": checkpoint.header.digest}
     sha256 = checkpoint.identity.sha256
     return told if sha256 is None else told | {"sha256": sha256}
 
@@ -138,10 +136,6 @@ def _parsed(source: Mapping[str, str]) -> Any:
     except (ValueError, RecursionError):
         return None
     return found
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]
 
 
 def as_json(value: object) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 KEY = "mergeflow"
 """Where in the metadata of a file its recipe stands."""
+OPTION = "recipe.file"
+"""What names a file whose recipe is read, unless something else does."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +34,24 @@ class Unreadable(Exception):
     """The text is not what mergeflow writes."""
 
 
-def told_by(metadata: Mapping[str, str], path: str) -> Mapping[str, Any]:
-    """The recipe in the metadata of the file at `path`; raises `ConfigError` if there is none of mergeflow."""
+def told_by(metadata: Mapping[str, str], path: str, option: str = OPTION) -> Mapping[str, Any]:
+    """The recipe in the metadata of the file at `path`; raises `ConfigError` if there is none of mergeflow.
+
+    `option` is what the file was named by, for messages.
+    """
     text = metadata.get(KEY)
     if text is None:
         other = " (it has one of a web UI: use recipe=webui)" if "sd_merge_recipe" in metadata else ""
-        raise ConfigError(f"recipe.file={path} has no recipe of mergeflow in its metadata{other}")
+        raise ConfigError(f"{option}={path} has no recipe of mergeflow in its metadata{other}")
     try:
         return mapping(json.loads(text))
     except (Unreadable, ValueError, RecursionError) as error:
-        raise ConfigError(not_ours(path, str(error))) from error
+        raise ConfigError(not_ours(path, str(error), option)) from error
 
 
-def not_ours(path: str, reason: str) -> str:
+def not_ours(path: str, reason: str, option: str = OPTION) -> str:
     """What is said of a recipe that is not whole."""
-    return f"recipe.file={path}: its recipe is not as mergeflow writes it ({reason})"
+    return f"{option}={path}: its recipe is not as mergeflow writes it ({reason})"
 
 
 def policies_of(told: Mapping[str, Any]) -> Policies:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, get_args
 
+from mergeflow import __version__
 from mergeflow.errors import ConfigError, IncompatibleSources, SelectionError, raise_all
 from mergeflow.recipe.ids import normal
 from mergeflow.recipe.reading import (
@@ -50,20 +51,27 @@ _FRACTION = re.compile(r"-?[0-9]{1,4000}(/[0-9]{1,4000})?")
 class Replay:
     """One recorded recipe, and the model set that it is to be made of."""
 
-    def __init__(self, metadata: Mapping[str, str], path: str, models: ModelSet) -> None:
-        """Read the recipe in `metadata` of the file at `path`.
+    def __init__(
+        self, metadata: Mapping[str, str], path: str, models: ModelSet, file: RecordedFile | None = None
+    ) -> None:
+        """Read the recipe in `metadata` of the file at `path`, which was asked for by `file`.
 
         Raises `ConfigError` if there is none or it is not whole, and `SelectionError` with all models that `models`
         does not have.
         """
         self._path = path
-        told = told_by(metadata, path)
+        self._file_asked = file = file or RecordedFile(path, "mergeflow")
+        told = told_by(metadata, path, file.option)
         try:
             self._sources = {id: source_of(one) for id, one in mapping(told["sources"]).items()}
             self._local = self._found(models)
+            if file.verified:
+                models = replace(models, paths={id: models.paths[local] for id, local in self._local.items()})
+                self._local = {id: id for id in self._sources}
             self._models = replace(models, composites=self._composites(mapping(told["composites"])))
             self._trees = {name: self._tree(one) for name, one in mapping(told["trees"]).items()}
             self.policies = policies_of(told)
+            self.version = text_of(told["mergeflow"])
             self.architecture = text_of(told["architecture"])
             self._file = text_of(told["file"])
             self._dtype = one_of(told["dtype"], tuple(OUTPUT_DTYPES))
@@ -72,9 +80,9 @@ class Replay:
             if not self._parts:
                 raise Unreadable("it has no components")
         except KeyError as error:
-            raise ConfigError(not_ours(path, f"it has no {error}")) from error
+            raise ConfigError(not_ours(path, f"it has no {error}", file.option)) from error
         except (Unreadable, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-            raise ConfigError(not_ours(path, str(error))) from error
+            raise ConfigError(not_ours(path, str(error), file.option)) from error
 
     @property
     def hashed(self) -> bool:
@@ -105,7 +113,12 @@ class Replay:
         raise_all(problems)
         check = isinstance(request.recorded, RecordedFile) and request.recorded.check
         target = self._target(request.targets[0], check, request.architecture)
-        return Recipe(self._models, request.architecture, (target,), self.policies, request.budget)
+        version = self.version if self._file_asked.verified else __version__
+        return Recipe(self._models, request.architecture, (target,), self.policies, request.budget, version)
+
+    def names(self) -> dict[str, str]:
+        """What the file of each model was called, by the id that it has now."""
+        return {self._local[id]: source.name for id, source in self._sources.items()}
 
     def differences(self, checkpoints: Iterable[Checkpoint]) -> list[str]:
         """Sources that are not what they were, as far as their headers and hashes tell."""
@@ -148,7 +161,7 @@ class Replay:
         missing = [f"{printable(id)} ({printable(one.name)})" for id, one in self._sources.items() if id not in found]
         if missing:
             raise SelectionError(
-                f"recipe.file={self._path}: {len(missing)} of its {len(self._sources)} models are not in "
+                f"{self._file_asked.option}={self._path}: {len(missing)} of its {len(self._sources)} models are not in "
                 f"{models.place or 'the model set'}: {some(missing, 12)}; add them, or set models.dir"
             )
         return found

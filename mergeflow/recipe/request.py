@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from mergeflow import __version__
 from mergeflow.recipe.shapes import TreeOptions
 from mergeflow.recipe.tree import Rules
 
@@ -153,6 +154,13 @@ class RecordedFile:
     """Models by the file names of the VAEs that the web UI baked in; `*` stands for any."""
     given: Mapping[str, str] = field(default_factory=dict)
     """What the recipe does not tell: models by `NODE.a`, `NODE.b` or `NODE.c`."""
+    verified: bool = False
+    """Whether the file itself is what is looked at: models keep the ids and names that its recipe has for them."""
+
+    @property
+    def option(self) -> str:
+        """What the file was named by, for messages."""
+        return "file" if self.verified else "recipe.file"
 
 
 Recorded: TypeAlias = "Mapping[str, Merge] | RecordedFile"
@@ -250,6 +258,8 @@ class Recipe:
     targets: tuple[Target, ...]
     policies: Policies
     budget: Budget
+    version: str = __version__
+    """The mergeflow that outputs say they were made by: another one only where that is what is verified."""
 
     def checkpoints(self) -> tuple[str, ...]:
         """Every checkpoint that any target needs, in the order in which they are first named."""

@@ -50,9 +50,9 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def write_json(content: dict[str, Any], directory: str) -> Path:
-    """Put `content` into `directory`, which is made if need be; raises `StorageError`."""
-    path = Path(directory) / NAME
+def write_json(content: dict[str, Any], directory: str, name: str = NAME) -> Path:
+    """Put `content` into `directory`, which is made if need be, as `name`; raises `StorageError`."""
+    path = Path(directory) / name
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(path, text.encode(errors="backslashreplace"))  # file names need not be text
     return path
