@@ -49,9 +49,9 @@ CHECKS = ("cmp",)
 """What else is run, where a block is carried out."""
 OTHERS = ("git", "cd", "make", "pip", "export", "ls", "docker", "ray", "eval", "sha256sum", "PIP_EXTRA_INDEX_URL=...")
 """What else the pages may tell people to type."""
-ONLY_TALK = ("--help", "--cfg", "--info", "-sc", "job=compare")
+ONLY_TALK = ("--help", "--cfg", "--info", "-sc", "job=compare", "job=verify")
 """With these the program merges nothing."""
-MADE_BEFORE = re.compile(r"(?:^|\s)(?:a|b|base|recipe\.file)=(?!/)\w")
+MADE_BEFORE = re.compile(r"(?:^|\s)(?:a|b|base|file|recipe\.file)=(?!/)\w")
 """A file that lies below the working directory: the commands before have made it."""
 LARGEST_PICTURE = 250_000
 """Bytes."""

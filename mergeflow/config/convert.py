@@ -86,11 +86,7 @@ def to_request(config: schema.Config) -> Request:
     if config.a or config.b:
         problems.append(ConfigError("a= and b= are for job=compare, and have no effect on another job"))
     if config.base or config.parts or config.file:
-        problems.append(
-            ConfigError(
-                "base=, parts= and file= are for job=assemble and job=verify, and have no effect on another job"
-            )
-        )
+        problems.append(ConfigError("base=, parts= and file= have no effect here; they are for assemble and verify"))
     if not config.out:
         problems.append(ConfigError("out is empty; give out=DIR"))
     raise_all(problems)

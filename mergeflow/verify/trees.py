@@ -1,7 +1,8 @@
-"""Trees of pairwise merges, step by step: what is rounded once more is rounded by integers.
+"""Trees of pairwise merges, step by step.
 
-Sums, differences and products of two values are those of numpy in fp32 or fp64, one IEEE 754 operation each. Values of
-16 bits are held in fp32, which has all of them.
+Sums, differences and products of two values are those of numpy in fp32 or fp64, and so is the conversion of fp32 to
+fp16: one IEEE 754 operation each. Every other rounding is done by integers. Values of 16 bits are held in fp32, which
+has all of them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def vector(dtype: Dtype, bits: Array) -> Vector:
 
 def bits_of(values: Array, to: Dtype) -> Array:
     """The bits of fp32 or fp64 values, rounded once to `to`; NaN is some NaN."""
-    if to is Dtype.F64 or (to is Dtype.F32 and values.dtype == np.float32):
+    if to is Dtype.F64 or (values.dtype == np.float32 and to in (Dtype.F32, Dtype.F16)):
         return values.astype(np.dtype(to.torch_name)).view(UNSIGNED[to.itemsize])
     held = FLOATS[Dtype.F64 if values.dtype == np.float64 else Dtype.F32]
     bits = values.view(UNSIGNED[held.bits // 8])

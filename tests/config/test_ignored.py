@@ -9,13 +9,14 @@ import pytest
 
 from mergeflow.config import schema
 from mergeflow.config.convert import to_config
-from mergeflow.config.ignored import ASSEMBLY, COMPARISON, REPLAY, Choice, ignored
+from mergeflow.config.ignored import ASSEMBLY, COMPARISON, OF_VERIFICATION, REPLAY, VERIFICATION, Choice, ignored
 
 if TYPE_CHECKING:
     from tests.config.conftest import Compose
 
 COMPARE = schema.Config(job=schema.Job.compare)
 ASSEMBLE = schema.Config(job=schema.Job.assemble)
+VERIFY = schema.Config(job=schema.Job.verify)
 AGAIN = schema.Config(recipe=schema.Recipe(kind=schema.RecipeKind.file))
 
 
@@ -99,10 +100,33 @@ def test_what_an_assembly_would_ignore_is_refused() -> None:
 
 
 def test_a_merge_ignores_nothing_that_is_typed() -> None:
-    assert refused(schema.Config(), *(f"{field.name}=x" for field in fields(schema.Config))) == []
+    typed = (field.name for field in fields(schema.Config) if field.name not in OF_VERIFICATION)
+    assert refused(schema.Config(), *(f"{name}=x" for name in typed)) == []
 
 
-@pytest.mark.parametrize("choice", [ASSEMBLY, COMPARISON, REPLAY], ids=["assembly", "comparison", "replay"])
+def test_a_sample_is_of_a_verification_alone() -> None:
+    assert refused(schema.Config(), "sample=5", "seed=1") == [
+        f"{name}= is for job=verify, and has no effect on another job; leave it out" for name in OF_VERIFICATION
+    ]
+
+
+def test_what_a_verification_honours_may_be_typed() -> None:
+    typed = ["job=verify", "file=x", "models=folder", "models.dir=/x", "arch=any", "sample=all", "seed=2", "out=/x"]
+    assert refused(VERIFY, *typed) == []
+
+
+@pytest.mark.parametrize("name", ["dtype", "executor", "method", "overwrite", "recipe.file", "models.composites"])
+def test_what_a_verification_would_ignore_is_refused(name: str) -> None:
+    assert refused(VERIFY, "job=verify", f"{name}=x") == [
+        f"{name} has no effect on job=verify, which is told everything by the file; leave it out"
+    ]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [ASSEMBLY, COMPARISON, REPLAY, VERIFICATION],
+    ids=["assembly", "comparison", "replay", "verification"],
+)
 def test_what_has_no_effect_are_options_that_exist(choice: Choice) -> None:
     known = {field.name for field in fields(schema.Config)}
     assert {name.partition(".")[0] for name in (*choice.ignored, *choice.honoured)} <= known

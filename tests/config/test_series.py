@@ -91,4 +91,4 @@ def test_an_assembly_needs_a_base_and_a_name(compose: Compose) -> None:
 
 def test_files_of_an_assembly_have_no_effect_on_a_merge(compose: Compose) -> None:
     (told,) = refused(lambda: to_request(to_config(compose("base=a"))))
-    assert told == "base=, parts= and file= are for job=assemble, and have no effect on another job"
+    assert told == "base=, parts= and file= have no effect here; they are for assemble and verify"
