@@ -82,7 +82,10 @@ def parts(bits: Array, of: Float) -> Parts:
 
 def finite(bits: Array, of: Float) -> Array:
     """Where a value is neither NaN nor infinite; bool."""
-    found: Array = _table(of).finite[bits] if of.bits <= 8 * IN_A_TABLE else _finite(_wide(bits), of)
+    if not of.minus_zero:
+        there: Array = bits != of.nan
+        return there
+    found: Array = (bits & bits.dtype.type((1 << (of.bits - 1)) - 1)) <= bits.dtype.type(of.largest)
     return found
 
 
@@ -101,14 +104,6 @@ def _magnitude(bits: Array, of: Float) -> Array:
 def _wide(bits: Array) -> Array:
     """Unsigned bits as int64."""
     return bits.view(np.int64) if bits.dtype.itemsize == np.dtype(np.int64).itemsize else bits.astype(np.int64)
-
-
-def _finite(bits: Array, of: Float) -> Array:
-    if not of.minus_zero:
-        there: Array = bits != of.nan
-        return there
-    found: Array = bits & ((1 << (of.bits - 1)) - 1) <= of.largest
-    return found
 
 
 @cache
@@ -134,7 +129,7 @@ def _parts(bits: Array, of: Float) -> Parts:
     magnitude = bits & ((1 << (of.bits - 1)) - 1)
     field = magnitude >> (of.precision - 1)
     mantissa = (magnitude & ((1 << (of.precision - 1)) - 1)) + ((field > 0).astype(np.int64) << (of.precision - 1))
-    there = _finite(bits, of)
+    there = bits != of.nan if not of.minus_zero else magnitude <= of.largest
     minus = bits < 0 if of.bits == 64 else bits >> (of.bits - 1) != 0
     mantissa = np.where(there, np.where(minus, -mantissa, mantissa), 0)
     return Parts(mantissa, np.maximum(field, 1) + (of.unit - 1), there)

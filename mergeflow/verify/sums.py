@@ -83,10 +83,11 @@ def _sums(rows: Sequence[tuple[Float, Array]], shares: Sequence[int]) -> tuple[A
         unit, fit = _units(rows, width, total)
     for (of, bits), share in zip(rows, shares, strict=True):
         if narrow:
-            sums += multiples(of, -CLOSE)[bits] * share
+            term = np.take(multiples(of, -CLOSE), bits)
         else:
-            mantissa, exponent, _ = parts(bits, of)
-            sums += (mantissa << np.clip(exponent - unit, 0, ROOM)) * share
+            term, exponent, _ = parts(bits, of)
+            term <<= np.clip(exponent - unit, 0, ROOM)
+        sums += term if share == 1 else term * share
         if not (found := finite(bits, of)).all():
             divisor -= np.where(found, 0, share)
     return sums, unit, divisor, fit

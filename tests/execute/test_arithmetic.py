@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from mergeflow.errors import UnmergeableValues
+from mergeflow.methods.exact import INTEGER_VIEW
 from mergeflow.recipe.request import PartRequest, Policies, TargetRequest
 from tests.methods.reference import FP16, expected_mean, number, numbers, same_bits
 from tests.models import TOY, merge, merged, request, toy_model, write_models
@@ -130,6 +131,15 @@ def test_propagate_lets_values_travel_as_ieee_has_it_and_counts_them(tmp_path: P
     made = merged(tmp_path, models, policies=PROPAGATE)
     assert [str(value) for value in numbers(made.tensors["w"])] == ["inf", "nan", "nan", "-inf", "3/2", "60000"]
     assert made.result.tolerated == {("a", "w"): 4, ("b", "w"): 2}
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("listed", ["all", "a"], ids=["mean", "copy"])
+def test_a_nan_has_the_same_bits_wherever_it_stands(dtype: str, listed: str, tmp_path: Path) -> None:
+    models = {id: {"w": torch.full((33,), math.nan, dtype=torch.float64)} for id in "ab"}
+    made = merged(tmp_path, models, policies=PROPAGATE, dtype=dtype, listed=listed).tensors["w"]
+    assert same_bits(made, torch.full((33,), math.nan, dtype=made.dtype))
+    assert len(set(made.view(INTEGER_VIEW[made.element_size()]).tolist())) == 1
 
 
 def test_propagate_keeps_the_bits_of_a_model_that_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -179,11 +179,8 @@ SOURCE_DTYPES = {
 
 @pytest.mark.parametrize("policy", ["skip", "propagate"])
 @pytest.mark.parametrize("out", ["keep", "fp16", "bf16", "fp32"])
-@pytest.mark.parametrize("source", SOURCE_DTYPES.values(), ids=SOURCE_DTYPES.keys())
 @pytest.mark.parametrize("listed", ["all", "1"], ids=["mean", "copy"])
-def test_what_is_not_finite_holds_by_every_policy(
-    policy: Any, out: str, source: torch.dtype, listed: str, tmp_path: Path
-) -> None:
+def test_what_is_not_finite_holds_by_every_policy(policy: Any, out: str, listed: str, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(5)
     broken = {
         "1": torch.tensor([NAN, INF, -INF, INF, 1.0, -0.0, 3.0]),
@@ -191,9 +188,14 @@ def test_what_is_not_finite_holds_by_every_policy(
         "3": torch.randn(7, generator=generator) * 0.1,
     }
     one_model = {"1": torch.randn(300, generator=generator)} if listed == "1" and policy == "skip" else broken
-    models = write_models(tmp_path / "models", {id: {"w": row.to(source)} for id, row in one_model.items()})
-    made(request(models, tmp_path, selections={"all": listed}, dtype=out, policies=Policies(nonfinite=policy)))
-    assert texts(verified(tmp_path / OUT, models)) == []
+    models = {
+        id: {name: row.to(dtype) for name, dtype in SOURCE_DTYPES.items()}
+        | {"weight norm": row.repeat(9).half()}  # so many that torch converts them at once
+        for id, row in one_model.items()
+    }
+    directory = write_models(tmp_path / "models", models)
+    made(request(directory, tmp_path, selections={"all": listed}, dtype=out, policies=Policies(nonfinite=policy)))
+    assert texts(verified(tmp_path / OUT, directory)) == []
 
 
 def test_integers_booleans_and_complex_numbers_hold(tmp_path: Path) -> None:
