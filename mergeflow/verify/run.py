@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from mergeflow.errors import ConfigError, FormatError, MergeflowError, UsageError
 from mergeflow.execute.digest import LENGTH, digest_of_tensors
+from mergeflow.execute.watch import refuse_changed
 from mergeflow.formats.safetensors import METADATA, Safetensors
-from mergeflow.inputs import Inputs, open_checkpoint, refuse_changed, silent
+from mergeflow.inputs import Inputs, open_checkpoint, silent
 from mergeflow.plan.make import make_plan
 from mergeflow.recipe.reading import KEY, Unreadable, mapping, short, told_by
 from mergeflow.recipe.request import REST, Budget, Policies, RecordedFile, Request, TargetRequest

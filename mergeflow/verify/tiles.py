@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mergeflow.execute.patience import patiently
 from mergeflow.verify.floats import FLOATS, UNSIGNED, is_nan, negative
 from mergeflow.verify.reference import expected, number_of
 from mergeflow.verify.result import Finding
@@ -83,6 +84,8 @@ class Files:
 
     def __init__(self, plan: Plan, file: Checkpoint, store: Store) -> None:
         self._plan, self._file, self._store = plan, file, store
+        self.stopped = threading.Event()
+        """Set when the work is given up, or done."""
         self._lock = threading.Lock()
         self._opened = ExitStack()
         self._readers: dict[int, Reader] = {}
@@ -90,7 +93,8 @@ class Files:
     def row(self, source: int | None, dtype: Dtype, begin: int, elements: int) -> Array:
         """The bits of so many elements of a source, or of the file itself for None; raises `StorageError`."""
         room = np.empty(elements, dtype=UNSIGNED[dtype.itemsize])
-        self._reader(-1 if source is None else source).read_into(room.view(np.uint8).data, begin)
+        reader = self._reader(-1 if source is None else source)
+        patiently(lambda: reader.read_into(room.view(np.uint8).data, begin), self.stopped.is_set)
         return room
 
     def close(self) -> None:
@@ -131,10 +135,13 @@ def look(
 ) -> list[Finding]:
     """What is wrong in the tiles that are `drawn`; `progress` is told the bytes that were read for them."""
     odd: defaultdict[int, Odd] = defaultdict(Odd)
-    stopped = threading.Event()
 
     def work(batch: Sequence[Drawn]) -> list[tuple[int, Odd]]:
-        return [(tile.tensor, _look(plan, files, tensors[tile.tensor], tile)) for tile in batch if not stopped.is_set()]
+        return [
+            (tile.tensor, _look(plan, files, tensors[tile.tensor], tile))
+            for tile in batch
+            if not files.stopped.is_set()
+        ]
 
     batches = list(_batches(tensors, drawn))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="verify")
@@ -145,7 +152,7 @@ def look(
                 odd[index].add(one)
             progress(futures[done])
     finally:
-        stopped.set()
+        files.stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)
     return [finding for index in sorted(odd) for finding in _findings(plan, tensors[index], odd[index])]
 
