@@ -244,6 +244,7 @@ class Config:
     file: str | None = None
     out: str = MISSING
     overwrite: bool = False
+    resume: bool = False
     dtype: OutputDtype | None = None
     keys: Keys = field(default_factory=Keys)
     position_ids: PositionIds | None = None
