@@ -1,4 +1,4 @@
-"""What already lies where outputs are to go: files, and drafts of a run that came to no end. Nothing is changed here."""
+"""What already lies where outputs are to go: files, and drafts of a run that came to no end."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from mergeflow.tensors import FileStat
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from mergeflow.interfaces import Draft, Reader, Store, Writer
+    from mergeflow.interfaces import Draft, Notes, Reader, Store, Writer
 
 _HERE: WeakValueDictionary[int, object] = WeakValueDictionary()
 """Every fake of this process, so that a pickle can name one."""
@@ -207,7 +207,7 @@ class MemoryDraft:
         self._store = store
         self._path = path
         self.address = address
-        self.notes = MemoryNotes(store, path)
+        self.notes: Notes = MemoryNotes(store, path)
         self.named = named
         self._open = not named
         self._ended = False

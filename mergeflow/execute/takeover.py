@@ -37,7 +37,7 @@ def usable(notes: bytes, identity: OutputIdentity, draft: str) -> tuple[Entry, .
         if not journal.entries:
             return ()  # stopped before it had noted anything
         raise StorageError(
-            f"{draft} cannot be resumed: its journal begins with a damaged line, or is of another version, so nobody "
+            f"{draft} cannot be resumed: its journal begins with a damaged line or is of another version, so nobody "
             f"can tell what its {si_bytes(journal.claimed)} are of; {AFRESH}"
         )
     if why := identity.differs(journal.identity):

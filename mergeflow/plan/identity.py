@@ -56,10 +56,10 @@ def identities(plan: Plan) -> tuple[OutputIdentity, ...]:
     for strip in plan.strips:
         tensor = f"{strip.key}\0{strip.elements}\0".encode("utf-8", "surrogatepass")
         for cell in strip.cells:
-            made, sources = describe(strip, cell)
+            made, its = describe(strip, cell)
             for place in cell.places:
                 work[place.output].append(tensor + b"%d\0" % place.offset + made)
-                read[place.output].update(sources)
+                read[place.output].update(its)
     found = []
     for output, lines, sources in zip(plan.outputs, work, read, strict=True):
         lines.sort()  # strips of a pass lie in an order that other outputs have a say in

@@ -27,7 +27,7 @@ from mergeflow.storage.sources import ReadBack, SourceFile
 from mergeflow.tensors import FileStat
 
 if TYPE_CHECKING:
-    from mergeflow.interfaces import Io
+    from mergeflow.interfaces import Io, Notes
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,8 @@ class LocalDraft:
         self._path = path
         self._draft = path.with_name(path.name + DRAFT_SUFFIX)
         self.address = str(self._draft)
-        self.notes = LocalNotes(self.address)
+        self._notes = LocalNotes(self.address)
+        self.notes: Notes = self._notes
         self._lock_file: LockFile | None = None
         if os.path.isdir(path):
             raise StorageError(f"{path} is a directory, so no file can get its name; choose another out=")
@@ -209,7 +210,7 @@ class LocalDraft:
 
     def _close(self) -> None:
         self._open = False
-        self.notes.close()
+        self._notes.close()
         os.close(self._fd)
         self._release()
 

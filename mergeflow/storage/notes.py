@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from mergeflow.storage.files import open_file
 from mergeflow.storage.refusals import refuse_reading, refuse_writing
 
+if TYPE_CHECKING:
+    from mergeflow.interfaces import Notes
+
 NOTES_SUFFIX = ".journal"
 """Behind the name of the draft."""
+NEW_SUFFIX = ".new"
+"""Behind the name of notes that are to replace others; who writes them has the draft's lock."""
 
 
 class LocalNotes:
@@ -40,7 +46,7 @@ class LocalNotes:
     def rewrite(self, text: bytes) -> None:
         """Put another file in its place."""
         self.close()
-        new = f"{self.path}.{os.getpid()}.tmp"
+        new = self.path + NEW_SUFFIX
         try:
             self._fd = open_file(new, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW)
             self.append(text)
@@ -66,12 +72,13 @@ class LocalNotes:
     def remove(self) -> None:
         """Leave no file."""
         self.close()
-        try:
-            os.unlink(self.path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            refuse_writing(self.path, error)
+        for path in (self.path, self.path + NEW_SUFFIX):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                refuse_writing(path, error)
 
     def close(self) -> None:
         """Give the file back, if it is open."""
@@ -89,7 +96,8 @@ class NamedDraft:
 
     def __init__(self, path: str, draft: str) -> None:
         self.address = path
-        self.notes = LocalNotes(draft)
+        self._notes = LocalNotes(draft)
+        self.notes: Notes = self._notes
 
     def sync(self) -> None:
         """It was synced before it got its name."""
@@ -102,14 +110,14 @@ class NamedDraft:
 
     def keep(self) -> None:
         """It stays, with its notes."""
-        self.notes.close()
+        self._notes.close()
 
 
 def read_notes(path: str) -> bytes | None:
     """What is noted at `path`; None where there is no such file, or it has become something else."""
     try:
         descriptor = open_file(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         refuse_reading(path, error)
