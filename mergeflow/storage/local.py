@@ -20,7 +20,7 @@ from mergeflow.errors import StorageError
 from mergeflow.interfaces import Left
 from mergeflow.storage.drafts import DraftFile
 from mergeflow.storage.files import LocalFile, open_file
-from mergeflow.storage.locks import LockFile
+from mergeflow.storage.locks import LockFile, is_locked
 from mergeflow.storage.notes import NOTES_SUFFIX, LocalNotes, NamedDraft, read_notes
 from mergeflow.storage.refusals import refuse, refuse_reading, refuse_writing
 from mergeflow.storage.sources import ReadBack, SourceFile
@@ -231,7 +231,7 @@ def is_held(draft: str) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return False  # who wants to write it will see
+        return is_locked(draft)
     finally:
         os.close(descriptor)
     return False

@@ -69,7 +69,7 @@ class LockFile:
             return
         holder = _parsed(found)
         who = f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown machine')}"
-        if not self._stale(holder):
+        if not _is_stale(self.path, holder):
             raise StorageError(
                 f"{self._draft} is being written by another run ({who}); wait for it, choose another out=, or remove "
                 f"{self.path} if you know that it is gone"
@@ -90,27 +90,36 @@ class LockFile:
         with suppress(OSError):
             os.unlink(aside)
 
-    def _stale(self, holder: dict[str, Any]) -> bool:
-        place, pid = _place(), holder.get("pid")
-        if place and holder.get("place") == place and isinstance(pid, int):
-            return _started(pid) != holder.get("started")
-        with suppress(OSError):
-            return self._now() - os.stat(self.path).st_mtime > STALE_AFTER
-        return False
-
-    def _now(self) -> float:
-        """The time by the clock that stamps files here."""
-        probe = Path(f"{self.path}.{socket.gethostname()}.{os.getpid()}.now")
-        try:
-            probe.touch()
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink(missing_ok=True)
-
     def _renew(self) -> None:
         while not self._ended.wait(RENEWED_EVERY):
             with suppress(OSError):  # a server that is away for a while is not the end of a run
                 os.utime(self.path)
+
+
+def is_locked(draft: str) -> bool:
+    """Whether a run that may be alive has the lock file of a draft."""
+    path = draft + LOCK_SUFFIX
+    found = _read(path)
+    return found is not None and not _is_stale(path, _parsed(found))
+
+
+def _is_stale(path: str, holder: dict[str, Any]) -> bool:
+    place, pid = _place(), holder.get("pid")
+    if place and holder.get("place") == place and isinstance(pid, int):
+        return _started(pid) != holder.get("started")
+    with suppress(OSError):
+        return _now(path) - os.stat(path).st_mtime > STALE_AFTER
+    return False
+
+
+def _now(path: str) -> float:
+    """The time by the clock that stamps files beside `path`."""
+    probe = Path(f"{path}.{socket.gethostname()}.{os.getpid()}.now")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _holder() -> dict[str, Any]:
