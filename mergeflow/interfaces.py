@@ -197,11 +197,50 @@ class Writer(Protocol):
         ...
 
 
+class Notes(Protocol):
+    """What a run notes beside a draft, for one that takes it up. It is there with the first word, and no earlier."""
+
+    def read(self) -> bytes:
+        """All of it; empty where nothing was noted."""
+        ...
+
+    def append(self, text: bytes) -> None:
+        """Add something; raises `StorageError`. What was added when the process ends is there, torn at worst."""
+        ...
+
+    def rewrite(self, text: bytes) -> None:
+        """Say this instead, or still the same if it is interrupted; raises `StorageError`."""
+        ...
+
+    def sync(self) -> None:
+        """Make durable what was noted, from any thread; raises `StorageError`."""
+        ...
+
+    def remove(self) -> None:
+        """Leave none. Harmless where there are none."""
+        ...
+
+
+class Left(NamedTuple):
+    """What an earlier run has left of an output."""
+
+    notes: bytes
+    """What it noted."""
+    size: int | None
+    """Bytes of the draft; None where there is none: then the output has its name already, if it is anywhere."""
+    held: bool
+    """Whether that run is still at work on it, or another one is."""
+
+
 class Draft(Protocol):
     """An output being written. It becomes a file only by `commit`."""
 
     address: str
     """Where workers open it with `Store.writer`, and what has been written is read back with `Store.reader`."""
+    notes: Notes
+    """They stay when the draft gets its name, until they are removed."""
+    named: bool
+    """Whether it has its final name already; then nothing may be written to it."""
 
     def sync(self) -> None:
         """Make durable what was written; raises `StorageError`."""
@@ -212,7 +251,11 @@ class Draft(Protocol):
         ...
 
     def discard(self) -> None:
-        """Leave nothing behind. Harmless after `commit`."""
+        """Leave nothing behind, notes included. Harmless after `commit`, and then nothing is removed."""
+        ...
+
+    def keep(self) -> None:
+        """Give the draft up, and leave it with its notes to a later run. Harmless after `commit`."""
         ...
 
 
@@ -231,6 +274,18 @@ class Store(Protocol):
         """Begin a file of `size` bytes that will be called `path`; raises `StorageError`."""
         ...
 
+    def left(self, path: str) -> Left | None:
+        """What an earlier run has noted of the draft of `path`, without touching it; None where it noted nothing."""
+        ...
+
+    def reopen(self, path: str, size: int) -> Draft:
+        """The draft of `path` that an earlier run has left, with its bytes and notes; raises `StorageError`.
+
+        It has `size` bytes afterwards; those that were not there are zero. Where that run was stopped between giving
+        the output its name and removing its notes, the file itself, which is `named`.
+        """
+        ...
+
     def writer(self, address: str) -> Writer:
         """Open a draft for writing; raises `StorageError`."""
         ...
@@ -247,6 +302,8 @@ class Receipt:
     """(model, key, count) of values that are not finite and were tolerated by policy."""
     repeated: tuple[tuple[str, int], ...] = ()
     """(model, count) of reads that failed first and succeeded when they were repeated."""
+    checksums: tuple[bytes, ...] = ()
+    """XXH3, 128 bits, of the bytes of each of `spans`; none where nothing is to be noted of them."""
     failed: tuple[tuple[int, MergeflowError], ...] = ()
     """(output, why) of outputs that cannot be made, where those of other jobs go on without them."""
     worker: str = ""

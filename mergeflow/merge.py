@@ -10,16 +10,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mergeflow.errors import MergeflowError, StorageError, raise_all
+from mergeflow.errors import MergeflowError, raise_all
 from mergeflow.formats.safetensors import Safetensors
 from mergeflow.inputs import Inputs, open_checkpoint, silent
-from mergeflow.passes import Result, run_together
+from mergeflow.leftovers import look_around, made_before, tidy
+from mergeflow.passes import WARNING, Result, Watch, nobody, run_together
 from mergeflow.plan.assemble import make_assembly
 from mergeflow.plan.fuse import fuse
 from mergeflow.plan.make import make_plan
 from mergeflow.plan.pace import WORTH_A_LOOK, paced
-from mergeflow.storage.local import LocalStore, exists, free_bytes, writable_problem
-from mergeflow.tensors import si_bytes
+from mergeflow.storage.local import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,18 @@ if TYPE_CHECKING:
     from mergeflow.recipe.assembly import Assembly
     from mergeflow.recipe.request import Request
 
-__all__ = ["Result", "look", "open_assembly", "open_plan", "run", "run_together", "store_of"]
+__all__ = [
+    "Result",
+    "Watch",
+    "look",
+    "made_before",
+    "open_assembly",
+    "open_plan",
+    "run",
+    "run_together",
+    "store_of",
+    "tidy",
+]
 
 LOCAL = LocalStore()
 
@@ -48,8 +59,8 @@ def open_plan(request: Request, store: Store = LOCAL, progress: Progress = silen
     checkpoints, problems = inputs.checkpoints(recipe)
     plan = make_plan(recipe, checkpoints, format, request.out)
     problems += plan.problems
-    problems += _output_problems(plan, request.out, request.overwrite)
-    return replace(plan, problems=tuple(problems), notes=inputs.notes + plan.notes)
+    plan = replace(plan, problems=tuple(problems), notes=inputs.notes + plan.notes)
+    return _placed(plan, request.out, store, overwrite=request.overwrite, resume=request.resume)
 
 
 def open_assembly(assembly: Assembly, store: Store = LOCAL) -> Plan:
@@ -59,24 +70,31 @@ def open_assembly(assembly: Assembly, store: Store = LOCAL) -> Plan:
     problems = [one for one in opened if isinstance(one, MergeflowError)]
     plan = make_assembly(assembly, [one for one in opened if not isinstance(one, MergeflowError)], format)
     problems += plan.problems
-    problems += _output_problems(plan, assembly.out, assembly.overwrite)
-    return replace(plan, problems=tuple(problems))
+    plan = replace(plan, problems=tuple(problems))
+    return _placed(plan, assembly.out, store, overwrite=assembly.overwrite, resume=assembly.resume)
+
+
+def _placed(plan: Plan, out: str, store: Store, *, overwrite: bool, resume: bool) -> Plan:
+    """The plan, with what is wrong with the place of its outputs, and what is to be resumed there."""
+    problems, left = look_around(plan, out, store, overwrite=overwrite, resume=resume)
+    return replace(plan, problems=plan.problems + tuple(problems), resume=resume, left=tuple(left))
 
 
 def run(
     plan: Plan,
     executor: Executor,
     store: Store = LOCAL,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = nobody,
+    watch: Watch = WARNING,
 ) -> Result:
-    """Carry out `plan`; `progress` is told the bytes read with every receipt.
+    """Carry out `plan`; `progress` is told the bytes read with every receipt, `watch` what else there is to tell.
 
     Raises what forbids the plan, and whatever the work meets. Either every output is there under its final name,
     complete and synced, or none that this run wrote. (All are synced before the first is renamed; should the system
-    refuse to rename a later one, those before it are there, and whole.)
+    refuse to rename a later one, those before it are there, and whole.) Where a later run could go on, drafts are kept.
     """
     raise_all(plan.problems)
-    (outcome,) = run_together(fuse([plan]), executor, store, progress)
+    (outcome,) = run_together(fuse([plan]), executor, store, progress, watch)
     if isinstance(outcome, MergeflowError):
         raise outcome
     return outcome
@@ -100,36 +118,3 @@ def store_of(plan: Plan, executor: Executor | None = None) -> LocalStore:
     """The local store that reads as `plan` wants it, and writes as suits `executor`."""
     hashed_in_memory = executor is not None and executor.in_process  # or the digest reads back what was written
     return LocalStore(plan.budget.io, plan.memory.landing, not hashed_in_memory or plan.budget.io == "buffered")
-
-
-def _output_problems(plan: Plan, out: str, overwrite: bool) -> list[MergeflowError]:
-    """Why the outputs could not be written where they are wanted; nothing is created to find out."""
-    problems: list[MergeflowError] = []
-    cause = writable_problem(out)
-    if cause is not None:
-        problems.append(StorageError(f"out={out} cannot be used: {cause}; choose another out="))
-    free = free_bytes(out)
-    if free < plan.bytes_written:
-        problems.append(
-            StorageError(
-                f"out={out} has {si_bytes(free)} free, but the outputs need {si_bytes(plan.bytes_written)}; "
-                "free some space or choose another out="
-            )
-        )
-    inputs = {(c.stat.device, c.stat.inode): c for c in plan.checkpoints}
-    for output in plan.outputs:
-        if not exists(output.path):
-            continue
-        try:
-            there = LOCAL.stat(output.path)
-        except StorageError as error:
-            problems.append(error)
-            continue
-        source = inputs.get((there.device, there.inode))
-        if source is not None:
-            problems.append(
-                StorageError(f"{output.path} is model {source.id} itself ({source.path}); choose another out= or file")
-            )
-        elif not overwrite:
-            problems.append(StorageError(f"{output.path} exists; choose another out=, or overwrite=true"))
-    return problems

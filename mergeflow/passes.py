@@ -7,21 +7,27 @@ import signal
 import threading
 import time
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mergeflow.errors import IncompatibleSources, MergeflowError, Problems, raise_all
+from mergeflow.drafts import Drafts, Kept, Syncing
+from mergeflow.errors import MergeflowError, Problems
 from mergeflow.execute.coverage import Coverage
-from mergeflow.execute.digest import TrailingDigest, digest_of_tensors
+from mergeflow.execute.digest import TrailingDigest
+from mergeflow.execute.journal import entries_of
 from mergeflow.execute.watch import SourceWatch
 from mergeflow.plan.fuse import fuse
+from mergeflow.plan.remaining import remaining
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from mergeflow.interfaces import Draft, Executor, Receipt, Store
+    from mergeflow.interfaces import Executor, Receipt, Store
     from mergeflow.plan.fuse import Fused
     from mergeflow.plan.plan import Plan
+    from mergeflow.tensors import Span
+
+log = logging.getLogger(__name__)
 
 
 log = logging.getLogger(__name__)
@@ -42,6 +48,10 @@ class Result:
     """What the executor needed before its workers were ready."""
     shared: Fused | None = None
     """The pass, where other jobs were part of it."""
+    resumed: int = 0
+    """Bytes of its outputs that an earlier run had written."""
+    moved: int = 0
+    """Bytes that the whole pass has read and written."""
 
     @property
     def whole(self) -> Plan:
@@ -62,88 +72,69 @@ class Result:
         return {of: count for of, count in counts.items() if of in its}
 
 
+def nobody(*_: object) -> None:
+    """Is told, and does nothing."""
+
+
+def warn(kept: Kept) -> None:
+    """Leave a word about a draft that was kept."""
+    log.warning("%s", kept)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told what of a pass, while it goes on."""
+
+    spared: Callable[[int], None] = nobody
+    """Bytes that need not be read, because an earlier run has."""
+    kept: Callable[[Kept], None] = warn
+    """A draft that was left for a later run."""
+    made: Callable[[Result], None] = nobody
+    """What a job has made, once it has its name. Should the process end before this returns, `resume` finds that."""
+
+
+WARNING = Watch()
+"""Nobody but the log is told."""
+
+
 def run_together(
     fused: Fused,
     executor: Executor,
     store: Store,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = nobody,
+    watch: Watch = WARNING,
 ) -> list[Result | MergeflowError]:
     """Carry out the jobs of `fused`, whose plans have no problems, in one pass: what became of each.
 
-    A job that cannot be made does not keep others from it: it leaves nothing, and the others are complete and synced.
-    Raises what concerns all of them: a worker that dies, a disk that is full.
+    A job that cannot be made does not keep others from it: it leaves nothing, or a draft that can be resumed, and the
+    others are complete and synced. Raises what concerns all of them: a worker that dies, a disk that is full.
     """
-    drafts = [_Drafts(plan, store) for plan in fused.alone]
+    jobs = [Drafts(plan, store) for plan in fused.alone]
+    results: list[Result | None] = [None] * len(jobs)
     began = time.perf_counter()
+    keep = True  # whatever ends it that is not a deliberate error
     try:
-        ready = [one for one in drafts if one.begin()]
+        ready = [index for index, one in enumerate(jobs) if one.begin()]
         if ready:
-            if len(ready) < len(drafts):
-                fused = fuse([one.plan for one in ready])  # nothing is read for those that could not begin
-            _Pass(fused, ready, executor, store, progress).run(began)
+            if len(ready) < len(jobs):
+                fused = fuse([jobs[index].plan for index in ready])  # nothing is read for those that could not begin
+            made = _Pass(fused, [jobs[index] for index in ready], executor, store, progress, watch).run(began)
+            for index, result in zip(ready, made, strict=True):
+                results[index] = result
+    except MergeflowError as error:
+        keep = error.resumable
+        raise
     finally:
-        for one in drafts:
-            one.discard()
-    return [one.outcome() for one in drafts]
+        for one in jobs:
+            one.end(keep)
+            for kept in one.kept:
+                watch.kept(kept)
+    return [result or _why(one) for result, one in zip(results, jobs, strict=True)]
 
 
-class _Drafts:
-    """The outputs of one job, on their way."""
-
-    def __init__(self, plan: Plan, store: Store) -> None:
-        self.plan = plan
-        self.store = store
-        self.drafts: list[Draft] = []
-        self.error: MergeflowError | None = None
-        self.result: Result | None = None
-
-    def begin(self) -> bool:
-        """Open the drafts and write their heads; False if that failed."""
-        try:
-            for output in self.plan.outputs:
-                self.drafts.append(self.store.draft(output.path, output.layout.size))
-            for output, draft in zip(self.plan.outputs, self.drafts, strict=True):
-                with closing(self.store.writer(draft.address)) as writer:
-                    writer.write(memoryview(output.layout.head), 0)
-        except MergeflowError as error:
-            self.fail(error)
-        return self.error is None
-
-    def fail(self, error: MergeflowError) -> None:
-        """Give the job up; the first reason counts."""
-        self.error = self.error or error
-        self.discard()
-
-    def settle(self, digests: Sequence[str], wrong: Sequence[MergeflowError]) -> None:
-        """Check that the outputs are what they should be, and make them durable; `wrong` is with the sources."""
-        try:
-            raise_all(wrong)
-            _same_as_recorded(self.plan, digests, self.store)
-            for draft in self.drafts:
-                draft.sync()
-        except MergeflowError as error:
-            self.fail(error)
-
-    def commit(self, result: Result) -> None:
-        """Give the outputs their names."""
-        try:
-            for draft in self.drafts:
-                draft.commit()
-        except MergeflowError as error:
-            self.fail(error)
-        else:
-            self.result = result
-
-    def discard(self) -> None:
-        """Leave no draft. Harmless after a commit."""
-        for draft in self.drafts:
-            draft.discard()
-
-    def outcome(self) -> Result | MergeflowError:
-        """What became of it."""
-        outcome = self.result or self.error
-        assert outcome is not None, "a job is finished or given up"
-        return outcome
+def _why(job: Drafts) -> MergeflowError:
+    assert job.error is not None, "a job is finished or given up"
+    return job.error
 
 
 class _Pass:
@@ -152,66 +143,80 @@ class _Pass:
     def __init__(
         self,
         fused: Fused,
-        jobs: Sequence[_Drafts],
+        jobs: Sequence[Drafts],
         executor: Executor,
         store: Store,
         progress: Callable[[int], None],
+        watch: Watch,
     ) -> None:
         self._fused = fused
         self._jobs = jobs
-        self._executor, self._store, self._progress = executor, store, progress
+        self._executor, self._store, self._progress, self._watch = executor, store, progress, watch
         self._sources = SourceWatch([job.plan.checkpoints for job in jobs], store)
         self._repeated: set[str] = set()
+        self._growing = [one for job in jobs for one in job.growing]
+        self._job_of = [number for number, outputs in enumerate(fused.jobs) for _ in outputs]
 
-    def run(self, began: float) -> None:
-        """Do the work, and finish every job that it can be done for."""
-        from mergeflow.execute.shard import Job  # which loads torch, and a plan needs none
-
+    def run(self, began: float) -> list[Result | None]:
+        """Do the work, and finish every job that it can be done for; None for those that it cannot."""
         plan = self._fused.plan
-        addresses = tuple(draft.address for job in self._jobs for draft in job.drafts)
+        left = remaining(plan, [one.extents for one in self._growing])
+        self._watch.spared(left.spared)
+        addresses = tuple(one.draft.address for one in self._growing)
         coverage = Coverage(plan.outputs)
-        digest = TrailingDigest(self._store, addresses, plan.outputs, coverage, plan.strips, plan.memory.kept)
+        coverage.add(left.done)
+        its = left.plan
+        digest = TrailingDigest(
+            self._store, addresses, plan.outputs, coverage, its.strips, its.memory.kept, resumed=left.done
+        )
         receipts: list[Receipt] = []
+        startup = 0.0
         try:
             self._look(digest)
+            if not self._all_given_up() and (its.shards or not plan.shards):
+                with Syncing(self._growing):
+                    receipts = self._work(its, addresses, coverage, digest)
+                startup = self._executor.startup_seconds
             if self._all_given_up():
-                return
-            job = Job(plan.for_workers(), self._store, addresses, digest if self._executor.in_process else None)
-            with closing(self._executor.map(job, range(len(plan.shards)))) as made:
-                for receipt in made:
-                    self._note(receipt, coverage, digest)
-                    if self._sources.due():
-                        self._look(digest)
-                    if self._all_given_up():
-                        return
-                    receipts.append(receipt)
-                    self._progress(receipt.bytes_read)
+                return [None] * len(self._jobs)
             for one, outputs in zip(self._jobs, self._fused.jobs, strict=True):
                 if one.error is None:
                     coverage.check(outputs)
             digests = digest.result()
         finally:
             digest.stop()
-        self._finish([tuple(digests[output] for output in outputs) for outputs in self._fused.jobs], receipts, began)
-
-    def _finish(self, digests: Sequence[tuple[str, ...]], receipts: Sequence[Receipt], began: float) -> None:
-        """All that can be are made durable before any has its name: an interruption finds either all or none."""
-        for one, its, wrong in zip(self._jobs, digests, self._sources.look(), strict=True):
-            if one.error is None:
-                one.settle(its, wrong)
-        startup = self._executor.startup_seconds
-        shared = self._fused if len(self._jobs) > 1 else None
+        self._settle(digests)
         seconds = time.perf_counter() - began - startup
-        with _uninterrupted():
-            for one, its in zip(self._jobs, digests, strict=True):
-                if one.error is None:
-                    one.commit(Result(one.plan, its, tuple(receipts), seconds, startup, shared))
+        results = [self._result(number, digests, receipts, left.done) for number in range(len(self._jobs))]
+        return self._commit([replace(one, seconds=seconds, startup_seconds=startup) for one in results])
+
+    def _work(
+        self, plan: Plan, addresses: tuple[str, ...], coverage: Coverage, digest: TrailingDigest
+    ) -> list[Receipt]:
+        """All shards of `plan`, noted as they are done, as long as there is a job that wants them."""
+        from mergeflow.execute.shard import Job  # which loads torch, and a plan needs none
+
+        receipts: list[Receipt] = []
+        job = Job(plan.for_workers(), self._store, addresses, digest if self._executor.in_process else None)
+        with closing(self._executor.map(job, range(len(plan.shards)))) as made:
+            for receipt in made:
+                self._note(receipt, coverage, digest)
+                if self._sources.due():
+                    self._look(digest)
+                receipts.append(receipt)
+                if self._all_given_up():
+                    break
+                self._progress(receipt.bytes_read)
+        return receipts
 
     def _note(self, receipt: Receipt, coverage: Coverage, digest: TrailingDigest) -> None:
         coverage.add(receipt.spans)
+        if receipt.checksums and not receipt.skipped:  # what was tolerated has to be counted by the run that tells it
+            for output, entries in entries_of(receipt.spans, receipt.checksums).items():
+                number = self._job_of[output]
+                self._jobs[number].note(output - self._fused.jobs[number].start, entries)
         for output, error in receipt.failed:
-            index = next(index for index, outputs in enumerate(self._fused.jobs) if output in outputs)
-            self._give_up(index, error, digest)
+            self._give_up(self._job_of[output], error, digest)
         for model, count in receipt.repeated:
             if model not in self._repeated:  # told once; the manifest counts
                 self._repeated.add(model)
@@ -237,6 +242,39 @@ class _Pass:
     def _all_given_up(self) -> bool:
         return all(job.error is not None for job in self._jobs)
 
+    def _result(self, number: int, digests: Sequence[str], receipts: Sequence[Receipt], done: Sequence[Span]) -> Result:
+        its = self._fused.jobs[number]
+        read = sum(receipt.bytes_read for receipt in receipts)
+        return Result(
+            plan=self._jobs[number].plan,
+            digests=tuple(digests[output] for output in its),
+            receipts=tuple(receipts),
+            seconds=0.0,
+            startup_seconds=0.0,
+            shared=self._fused if len(self._jobs) > 1 else None,
+            resumed=sum(span.end - span.begin for span in done if span.output in its),
+            moved=read + sum(span.end - span.begin for receipt in receipts for span in receipt.spans),
+        )
+
+    def _settle(self, digests: Sequence[str]) -> None:
+        """All that can be are made durable before any has its name: an interruption finds either all or none."""
+        for one, outputs, wrong in zip(self._jobs, self._fused.jobs, self._sources.look(), strict=True):
+            if one.error is None:
+                one.settle([digests[output] for output in outputs], wrong)
+
+    def _commit(self, results: Sequence[Result]) -> list[Result | None]:
+        """Give them their names; what each job has made, or None."""
+        with _uninterrupted():
+            done = [
+                result if one.error is None and one.commit() else None
+                for one, result in zip(self._jobs, results, strict=True)
+            ]
+            for one, made in zip(self._jobs, done, strict=True):
+                if made is not None:
+                    self._watch.made(made)
+                    one.forget()
+        return done
+
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
@@ -250,20 +288,3 @@ def _uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _same_as_recorded(plan: Plan, digests: Sequence[str], store: Store) -> None:
-    """A recipe that is replayed makes the tensors of the file it was read from, or its sources are not the same."""
-    different = []
-    for output, digest in zip(plan.outputs, digests, strict=True):
-        path = output.target.same_as
-        recorded = digest if path is None else digest_of_tensors(path, store)
-        if recorded != digest:
-            different.append(
-                IncompatibleSources(
-                    f"the tensors of {output.target.file} are not those of {path}, whose recipe this is: their "
-                    f"SHA-256 is {digest[:16]}..., not {recorded[:16]}...; a source has other values than then; find "
-                    "the file of then, or choose recipe.check=false to have what is made now"
-                )
-            )
-    raise_all(different)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
 from mergeflow.errors import StorageError
+from mergeflow.interfaces import Left
 from mergeflow.tensors import FileStat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from mergeflow.interfaces import Draft, Reader, Store, Writer
+    from mergeflow.interfaces import Draft, Notes, Reader, Store, Writer
 
 _HERE: WeakValueDictionary[int, object] = WeakValueDictionary()
 """Every fake of this process, so that a pickle can name one."""
@@ -78,6 +79,7 @@ class MemoryStore:
     def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
         self._files: dict[str, _File] = {}
         self._drafts: dict[str, _File] = {}
+        self._notes: dict[str, bytes] = {}
         self._clock = count(1)
         self._lock = Lock()
         _HERE[id(self)] = self
@@ -108,6 +110,15 @@ class MemoryStore:
         """The addresses of all drafts."""
         return sorted(self._drafts)
 
+    def notes(self) -> list[str]:
+        """The paths of which something is noted."""
+        return sorted(self._notes)
+
+    def crash(self) -> None:
+        """What a process that is killed does: nobody holds its drafts any more, and all stays as it is."""
+        for file in self._drafts.values():
+            file.held = False
+
     def stat(self, path: str) -> FileStat:
         """Size and identity of a file."""
         file = self._find(self._files, path)
@@ -127,6 +138,28 @@ class MemoryStore:
             file = _File(bytes(size), next(self._clock))
             file.held = True
             self._drafts[address] = file
+            self._notes.pop(path, None)
+        return MemoryDraft(self, path, address)
+
+    def left(self, path: str) -> Left | None:
+        """What was noted of a draft."""
+        with self._lock:
+            file = self._drafts.get(f"{path}.draft")
+            if path not in self._notes:
+                return None
+            return Left(self._notes[path], None if file is None else len(file.data), file is not None and file.held)
+
+    def reopen(self, path: str, size: int) -> MemoryDraft:
+        """The draft that was left, as long as it is to be; or the file, where that has its notes still."""
+        address = f"{path}.draft"
+        with self._lock:
+            if address not in self._drafts and path in self._files and path in self._notes:
+                return MemoryDraft(self, path, path, named=True)
+            file = self._drafts.setdefault(address, _File(b"", next(self._clock)))
+            if file.held:
+                raise StorageError(f"{address} is being written by another run")
+            file.held = True
+            file.data[:] = file.data[:size].ljust(size, b"\0")
         return MemoryDraft(self, path, address)
 
     def writer(self, address: str) -> MemoryFile:
@@ -170,21 +203,26 @@ class MemoryFile:
 class MemoryDraft:
     """A file that has no name yet."""
 
-    def __init__(self, store: MemoryStore, path: str, address: str) -> None:
+    def __init__(self, store: MemoryStore, path: str, address: str, *, named: bool = False) -> None:
         self._store = store
         self._path = path
         self.address = address
-        self._open = True
+        self.notes: Notes = MemoryNotes(store, path)
+        self.named = named
+        self._open = not named
+        self._ended = False
 
     def sync(self) -> None:
         """Nothing here outlives the process anyway."""
-        if not self._open:
+        if self._ended:
             raise StorageError(f"{self.address} was committed or discarded before")
 
     def commit(self) -> None:
         """Give the bytes their name."""
         self.sync()
-        self._open = False
+        if self.named:
+            return
+        self._open, self._ended, self.named = False, True, True
         with self._store._lock:
             file = self._store._drafts.pop(self.address)
             file.mtime_ns = next(self._store._clock)
@@ -193,9 +231,46 @@ class MemoryDraft:
     def discard(self) -> None:
         """Forget the bytes, unless they were committed."""
         if self._open:
-            self._open = False
+            self._open, self._ended = False, True
             with self._store._lock:
                 del self._store._drafts[self.address]
+                self._store._notes.pop(self._path, None)
+
+    def keep(self) -> None:
+        """Leave the bytes, unless they were committed."""
+        if self._open:
+            self._open, self._ended = False, True
+            with self._store._lock:
+                self._store._drafts[self.address].held = False
+
+
+class MemoryNotes:
+    """What is noted of one draft."""
+
+    def __init__(self, store: MemoryStore, path: str) -> None:
+        self._store, self._path = store, path
+
+    def read(self) -> bytes:
+        """All of it."""
+        return self._store._notes.get(self._path, b"")
+
+    def append(self, text: bytes) -> None:
+        """Add something."""
+        with self._store._lock:
+            self._store._notes[self._path] = self.read() + text
+
+    def rewrite(self, text: bytes) -> None:
+        """Say this instead."""
+        with self._store._lock:
+            self._store._notes[self._path] = text
+
+    def sync(self) -> None:
+        """Nothing here outlives the process anyway."""
+
+    def remove(self) -> None:
+        """Leave none."""
+        with self._store._lock:
+            self._store._notes.pop(self._path, None)
 
 
 class CountingStore:
@@ -246,6 +321,14 @@ class CountingStore:
     def draft(self, path: str, size: int) -> Draft:
         """As the store has it."""
         return self._store.draft(path, size)
+
+    def left(self, path: str) -> Left | None:
+        """As the store has it."""
+        return self._store.left(path)
+
+    def reopen(self, path: str, size: int) -> Draft:
+        """As the store has it."""
+        return self._store.reopen(path, size)
 
     def writer(self, address: str) -> CountingWriter:
         """A draft, open for counted writing."""

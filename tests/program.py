@@ -45,7 +45,7 @@ def call(*arguments: str) -> Done:
     both = io.StringIO()
     out, err = _Stream(both), _Stream(both)
     with _as_it_was(), redirect_stdout(out), redirect_stderr(err), mock.patch("sys.argv", ["launch.py", *arguments]):
-        Outcome.code, Outcome.finished, Outcome.begun, Outcome.told = 0, 0, False, []
+        Outcome.code, Outcome.finished, Outcome.begun, Outcome.told, Outcome.kept = 0, 0, False, [], []
         with pytest.raises(SystemExit) as end:
             main()
         GlobalHydra.instance().clear()

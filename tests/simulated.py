@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from mergeflow.errors import StorageError
 
 if TYPE_CHECKING:
-    from mergeflow.interfaces import Draft, Writer
+    from mergeflow.interfaces import Draft, Left, Writer
     from mergeflow.tensors import FileStat
 
 
@@ -56,6 +56,14 @@ class SimulatedStore:
         return SimulatedReader(self, path)
 
     def draft(self, path: str, size: int) -> Draft:
+        """Nothing is written here."""
+        _unsupported(path)
+
+    def left(self, path: str) -> Left | None:
+        """Nothing was ever left here."""
+        return None
+
+    def reopen(self, path: str, size: int) -> Draft:
         """Nothing is written here."""
         _unsupported(path)
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mergeflow import merge as program
+from mergeflow import leftovers
 from mergeflow.errors import (
     FormatError,
     IncompatibleSources,
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from mergeflow.tensors import FileStat
 
 ELEMENTS = 400_000
+KEPT = [f"{name}.safetensors.draft{end}" for name in ("one", "other") for end in ("", ".journal")]
+"""What a run of two targets leaves that can be gone on with."""
 PROJECT = Path(__file__).parent.parent
 
 
@@ -144,7 +146,7 @@ def test_a_failure_half_way_leaves_no_file_under_any_name(models: Path, out: Pat
     wanted = two(models, out)
     with pytest.raises(UnmergeableValues, match=r"'z': model 2 has 1 NaN"):
         run(open_plan(wanted), LocalExecutor(SMALLEST), progress=lambda _: seen.append(names(out)))
-    assert seen[0] == ["one.safetensors.draft", "other.safetensors.draft"]
+    assert seen[0] == KEPT
     assert names(out) == []
 
 
@@ -168,7 +170,7 @@ def test_an_existing_output_is_replaced_when_that_is_asked_for(models: Path, out
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, RuntimeError])
-def test_an_interruption_leaves_no_draft_and_nobody_at_work(
+def test_an_interruption_leaves_drafts_to_resume_and_nobody_at_work(
     models: Path, out: Path, interruption: type[BaseException]
 ) -> None:
     def interrupt(_: int) -> None:
@@ -180,7 +182,7 @@ def test_an_interruption_leaves_no_draft_and_nobody_at_work(
     store = Counting()
     with pytest.raises(interruption):
         run(plan, LocalExecutor(Budget(1, 2, SMALLEST.memory)), store, interrupt)
-    assert names(out) == []
+    assert names(out) == KEPT
     assert store.open == 0, "whoever still works has files open"
 
 
@@ -244,7 +246,7 @@ class LostDraft(LocalDraft):
 def test_no_output_gets_its_name_before_all_are_durable(models: Path, out: Path) -> None:
     with pytest.raises(StorageError, match="I/O error"):
         merge(two(models, out), store=LostDisk())
-    assert names(out) == []
+    assert names(out) == KEPT
 
 
 class LostName(LocalDraft):
@@ -259,7 +261,7 @@ def test_what_has_its_name_when_a_later_rename_fails_is_whole(models: Path, out:
 
     with pytest.raises(StorageError, match="may not be renamed"):
         merge(two(models, out), store=Refusing())
-    assert names(out) == ["one.safetensors"]
+    assert names(out) == ["one.safetensors", "one.safetensors.draft.journal", *KEPT[2:]]
     merge(two(models, tmp_path / "whole"))
     assert (out / "one.safetensors").read_bytes() == (tmp_path / "whole" / "one.safetensors").read_bytes()
 
@@ -301,11 +303,6 @@ def cut(path: Path) -> None:
         pytest.param(replace, r"model 3: .* changed .*: another file has its name; merge again", id="replaced"),
         pytest.param(append, r"model 3: .* changed .*: it has 2,400,218 bytes, not 2,400,216; merge", id="appended-to"),
         pytest.param(cut, r"model 3: .* changed .*: it has 1,200,108 bytes, not 2,400,216; merge again", id="cut"),
-        pytest.param(
-            Path.unlink,
-            r"model 3 could be read when the run began, but now .*3\.safetensors does not exist; put it back as it was",
-            id="removed",
-        ),
     ],
 )
 def test_a_source_that_changes_while_it_is_read_spoils_the_run(
@@ -323,7 +320,24 @@ def test_a_source_that_changes_while_it_is_read_spoils_the_run(
     with pytest.raises(StorageError, match=complaint) as caught:
         run(plan, LocalExecutor(SMALLEST), progress=meddle)
     assert names(out) == []
-    assert caught.value.resumable == (change is Path.unlink), "what was moved away can be put back"
+    assert not caught.value.resumable
+
+
+def test_a_source_that_goes_away_while_it_is_read_may_come_back(models: Path, out: Path) -> None:
+    victim, aside = models / "3.safetensors", models.parent / "aside"
+    wanted = two(models, out)
+
+    def take_away(_: int) -> None:
+        if victim.exists():
+            victim.rename(aside)
+
+    gone = r"model 3 could be read when the run began, but now .*3\.safetensors does not exist; put it back as it was"
+    with pytest.raises(StorageError, match=gone):
+        run(open_plan(wanted), LocalExecutor(SMALLEST), progress=take_away)
+    assert names(out) == KEPT
+    aside.rename(victim)
+    merge(dataclasses.replace(wanted, resume=True))
+    assert names(out) == ["one.safetensors", "other.safetensors"]
 
 
 def test_a_source_that_changes_between_plan_and_run_is_noticed_before_anything_is_read(models: Path, out: Path) -> None:
@@ -489,12 +503,12 @@ def test_too_little_space_is_told_before_anything_is_written(models: Path, tiny_
     assert names(tiny_disk) == []
 
 
-def test_a_disk_that_fills_up_during_the_run_leaves_no_draft(models: Path, tiny_disk: Path) -> None:
+def test_a_disk_that_fills_up_during_the_run_leaves_no_output(models: Path, tiny_disk: Path) -> None:
     wanted = request(models, tiny_disk)
     plan = dataclasses.replace(open_plan(wanted), problems=())
     with pytest.raises(StorageError, match=r"the disk is full; free some space or choose another out="):
         run(plan, LocalExecutor(SMALLEST))
-    assert names(tiny_disk) == []
+    assert {name for name in names(tiny_disk) if ".draft" not in name} == set()
 
 
 def test_what_is_free_is_compared_with_all_outputs_together(
@@ -502,9 +516,9 @@ def test_what_is_free_is_compared_with_all_outputs_together(
 ) -> None:
     plan = open_plan(two(models, out))
     needed = sum(output.layout.size for output in plan.outputs)
-    monkeypatch.setattr(program, "free_bytes", lambda _: needed)
+    monkeypatch.setattr(leftovers, "free_bytes", lambda _: needed)
     assert open_plan(two(models, out)).problems == ()
-    monkeypatch.setattr(program, "free_bytes", lambda _: needed - 1)
+    monkeypatch.setattr(leftovers, "free_bytes", lambda _: needed - 1)
     (problem,) = open_plan(two(models, out)).problems
     assert "the outputs need 4.80 MB" in str(problem)
 

@@ -224,7 +224,8 @@ def test_a_storage_that_refuses_one_output_fails_that_job_alone(what: str, model
     assert f"no {what}" in str(bad)
     assert isinstance(good, Result)
     assert isinstance(fine, Result)
-    assert left_in(tmp_path) == ["fine/merged.safetensors", "good/merged.safetensors"]
+    kept = [f"bad/merged.safetensors.draft{end}" for end in ("", ".journal")] if what in ("sync", "commit") else []
+    assert left_in(tmp_path) == [*kept, "fine/merged.safetensors", "good/merged.safetensors"]
 
 
 def test_nothing_is_read_for_a_job_that_cannot_begin(models: Path, tmp_path: Path) -> None:
@@ -271,7 +272,7 @@ def test_where_no_job_can_begin_nothing_is_read(models: Path, tmp_path: Path) ->
 # --- interruption ---------------------------------------------------------------------------------------------------
 
 
-def test_an_interruption_in_the_middle_leaves_nothing(models: Path, tmp_path: Path) -> None:
+def test_an_interruption_in_the_middle_leaves_nothing_but_drafts(models: Path, tmp_path: Path) -> None:
     plans = [plan_of(models, tmp_path / name, "1,2") for name in ("a", "b")]
 
     def interrupt(_: int) -> None:
@@ -279,7 +280,8 @@ def test_an_interruption_in_the_middle_leaves_nothing(models: Path, tmp_path: Pa
 
     with pytest.raises(KeyboardInterrupt):
         together(plans, progress=interrupt)
-    assert left_in(tmp_path) == []
+    kept = [f"merged.safetensors.draft{end}" for end in ("", ".journal")]
+    assert left_in(tmp_path) == [f"{name}/{file}" for name in ("a", "b") for file in kept]
 
 
 def test_an_interruption_between_the_renames_of_two_jobs_comes_too_late(models: Path, tmp_path: Path) -> None:

@@ -128,8 +128,10 @@ def test_a_kill_half_way_leaves_nothing_under_the_final_name_and_the_next_run_is
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert 1 < len(SlowStore(tmp_path / "notes").noted()) < 21  # the head and a tensor, but not all of them
-    assert everything_in(tmp_path / "out") == ["merged.safetensors.draft"]
-    merge(request(tmp_path / "models", tmp_path / "out"))
+    assert everything_in(tmp_path / "out") == ["merged.safetensors.draft", "merged.safetensors.draft.journal"]
+    with pytest.raises(StorageError, match="of this very output; add resume=true"):
+        merge(request(tmp_path / "models", tmp_path / "out"))
+    merge(request(tmp_path / "models", tmp_path / "out", overwrite=True))
     assert everything_in(tmp_path / "out") == ["merged.safetensors"]
     made = load_file(tmp_path / "out" / "merged.safetensors")
     assert torch.equal(made["k19"], ((models["a"]["k19"].double() + models["b"]["k19"].double()) / 2).float())

@@ -36,4 +36,5 @@ def to_assembly(config: schema.Config) -> Assembly:
         out=absolute(config.out),
         budget=budget,
         overwrite=config.overwrite,
+        resume=config.resume,
     )

@@ -52,6 +52,11 @@ def main() -> None:
         if Outcome.begun:
             raise
         _fail(str(in_plain_words(error, sys.argv[1:])), 2)
+    finally:
+        if Outcome.kept:
+            from mergeflow.drafts import hint
+
+            say(hint(Outcome.kept))
     sys.exit(Outcome.code)
 
 

@@ -108,6 +108,7 @@ def to_request(config: schema.Config) -> Request:
         budget=budget,
         out=absolute(config.out),
         overwrite=config.overwrite,
+        resume=config.resume,
         tree=to_tree_options(config.method),
         rules=Rules(config.method.arithmetic.value, config.method.scalars.value),
         recorded=recorded,

@@ -35,7 +35,9 @@ def _all_but(*honoured: str) -> tuple[str, ...]:
 
 ASSEMBLY = Choice(
     "on job=assemble, which copies tensors as they are",
-    _all_but("arch", "base", "executor", "experiment", "file", "job", "objective", "out", "overwrite", "parts"),
+    _all_but(
+        "arch", "base", "executor", "experiment", "file", "job", "objective", "out", "overwrite", "parts", "resume"
+    ),
 )
 COMPARISON = Choice(
     "on job=compare, which reads two files as they are",

@@ -22,6 +22,7 @@ from mergeflow.config.verification import to_verification
 from mergeflow.config.words import misread_numbers
 from mergeflow.errors import MergeflowError, raise_all
 from mergeflow.objective import check, score
+from mergeflow.tensors import some
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from mergeflow.drafts import Kept
     from mergeflow.interfaces import Executor
     from mergeflow.merge import Result
     from mergeflow.objective import Score
@@ -53,6 +55,8 @@ class Outcome:
     """Whether there was a job at all; until then whatever is raised is about what was typed."""
     told: ClassVar[list[MergeflowError]] = []
     """What was said already."""
+    kept: ClassVar[list[Kept]] = []
+    """Drafts that were left for a later run."""
 
     @classmethod
     def failed(cls, error: MergeflowError) -> None:
@@ -83,39 +87,45 @@ def do(composed: DictConfig, hydra: Any) -> Score:
     if config.job is schema.Job.assemble:
         return assemble(config)
     job = open_job(config)
-    from mergeflow.merge import look, run, store_of
-    from mergeflow.report.progress import MergeProgress
+    from mergeflow.merge import look
 
     if config.job is schema.Job.plan:
         show_plan(look(job.plan))
         return None
+    if made_already(job.plan, job.request.out):
+        return objective_of(config, job.plan)
     raise_all(job.plan.problems)
     tell_notes(job.plan)
-    plan = look(job.plan)
+    return _carried_out(config, job.plan, "merging")
+
+
+def _carried_out(config: schema.Config, plan: Plan, doing: str) -> Score:
+    """Do what is planned. Returns what the objective says of the outputs, if there is one."""
+    from mergeflow.merge import Watch, look, run, store_of
+    from mergeflow.report.progress import MergeProgress
+
+    plan = look(plan)
     tell_pace(plan)
     executor = executor_of(config, plan)
-    with MergeProgress(plan.bytes_read) as progress:
-        result = run(plan, executor, store_of(plan, executor), progress)
+    with MergeProgress(plan.bytes_read, doing) as progress:
+        watch = Watch(progress.spare, Outcome.kept.append, lambda result: record(config, result, executor))
+        result = run(plan, executor, store_of(plan, executor), progress, watch)
         Outcome.finished += 1
     return finish(config, result, executor)
 
 
 def assemble(config: schema.Config) -> Score:
     """Put a checkpoint together of parts. Returns what the objective says of it, if there is one."""
-    from mergeflow.merge import look, open_assembly, run, store_of
-    from mergeflow.report.progress import MergeProgress
+    from mergeflow.merge import open_assembly
 
-    plan = open_assembly(to_assembly(config))
+    assembly = to_assembly(config)
+    plan = open_assembly(assembly)
     if (objective := to_objective(config)) is not None:
         check(objective)
+    if made_already(plan, assembly.out):
+        return objective_of(config, plan)
     raise_all(plan.problems)
-    plan = look(plan)
-    tell_pace(plan)
-    executor = executor_of(config, plan)
-    with MergeProgress(plan.bytes_read, "copying") as progress:
-        result = run(plan, executor, store_of(plan, executor), progress)
-        Outcome.finished += 1
-    return finish(config, result, executor)
+    return _carried_out(config, plan, "copying")
 
 
 def read(composed: DictConfig, hydra: Any) -> schema.Config:
@@ -168,24 +178,54 @@ def show_plan(plan: Plan) -> None:
         Outcome.code = max(Outcome.code, 1)
 
 
+def made_already(plan: Plan, out: str) -> bool:
+    """Whether a run that is to be resumed had come to its end: its outputs are there, and then that is said."""
+    from mergeflow.merge import made_before, store_of, tidy
+    from mergeflow.report.console import show
+
+    store = store_of(plan)
+    if not plan.resume or made_before(plan, out, store) is None:
+        return False
+    tidy(plan, store)
+    paths = [output.path for output in plan.outputs]
+    show(f"there already, and made by this very plan: {some(paths)}")
+    Outcome.finished += 1
+    return True
+
+
+def record(config: schema.Config, result: Result, executor: Executor) -> None:
+    """Leave the manifest."""
+    from mergeflow.report.manifest import manifest, write_manifest
+
+    write_manifest(manifest(result, executor.name), absolute(config.out))
+
+
 def finish(config: schema.Config, result: Result, executor: Executor) -> Score:
-    """Leave the manifest and the tables of a series, say what was made, and ask the objective about it."""
+    """Leave the tables of a series, say what was made, and ask the objective about it."""
     from mergeflow.report.console import show
     from mergeflow.report.manifest import manifest, write_manifest
     from mergeflow.report.series import write_series
     from mergeflow.report.summary import summary
 
-    told, out = manifest(result, executor.name), absolute(config.out)
-    write_manifest(told, out)
+    out = absolute(config.out)
     show(summary(result))
     if tables := write_series(result, out):
         show(f"written {' and '.join(map(str, tables))}")
+    says = objective_of(config, result.plan)
+    if says is not None:
+        write_manifest(manifest(result, executor.name) | {"objective": says}, out)
+    return says
+
+
+def objective_of(config: schema.Config, plan: Plan) -> Score:
+    """What the objective says of the outputs, if there is one."""
+    from mergeflow.report.console import show
+
     objective = to_objective(config)
     if objective is None:
         return None
-    says = score(objective, [output.path for output in result.plan.outputs])
+    says = score(objective, [output.path for output in plan.outputs])
     show(f"the objective says {says}")
-    write_manifest(told | {"objective": says}, out)
     return says
 
 

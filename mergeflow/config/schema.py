@@ -248,6 +248,7 @@ class Config:
     """Which tiles these are."""
     out: str = MISSING
     overwrite: bool = False
+    resume: bool = False
     dtype: OutputDtype | None = None
     keys: Keys = field(default_factory=Keys)
     position_ids: PositionIds | None = None

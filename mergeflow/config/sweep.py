@@ -22,8 +22,11 @@ from mergeflow.config.jobs import (
     compare,
     executor_of,
     finish,
+    made_already,
+    objective_of,
     open_job,
     read,
+    record,
     show_plan,
     tell_notes,
     tell_pace,
@@ -99,6 +102,9 @@ class _Sweep:
                 opened = open_job(config)
                 if config.job is schema.Job.plan:
                     show_plan(opened.plan)
+                elif made_already(opened.plan, opened.request.out):
+                    self._outcomes[job.number] = objective_of(config, opened.plan)
+                    return None
                 raise_all(() if config.job is schema.Job.plan else opened.plan.problems)
                 tell_notes(opened.plan)
                 return None if opened.plan.problems else opened
@@ -120,7 +126,7 @@ class _Sweep:
                     self._pass({number: group[number] for number in mine}, fused)
 
     def _pass(self, jobs: dict[int, Opened], fused: Fused) -> None:
-        from mergeflow.merge import look, run_together, store_of
+        from mergeflow.merge import Result, Watch, look, run_together, store_of
         from mergeflow.plan.pace import alike
         from mergeflow.report.progress import MergeProgress
 
@@ -129,8 +135,14 @@ class _Sweep:
         executor = executor_of(next(iter(jobs.values())).config, plan)
         try:
             paced = replace(fused, plan=plan, alone=tuple(alike(one, plan) for one in fused.alone))
+            config_of = {id(one): job.config for one, job in zip(paced.alone, jobs.values(), strict=True)}
+
+            def made(result: Result) -> None:
+                record(config_of[id(result.plan)], result, executor)
+
             with MergeProgress(plan.bytes_read) as progress:
-                results = run_together(paced, executor, store_of(plan, executor), progress)
+                watch = Watch(progress.spare, Outcome.kept.append, made)
+                results = run_together(paced, executor, store_of(plan, executor), progress, watch)
         except MergeflowError as error:  # it concerns the pass, and so all of its jobs
             for number in jobs:
                 self._failed(number, error)

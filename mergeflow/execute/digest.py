@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import deque
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,14 @@ from mergeflow.execute.patience import repeat
 from mergeflow.storage.kernel import address_of, copy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from typing_extensions import Buffer
 
     from mergeflow.execute.coverage import Coverage
     from mergeflow.interfaces import Reader, Store
     from mergeflow.plan.plan import Output, Strip
+    from mergeflow.tensors import Span
 
 STEP = 1 << 20
 """Bytes hashed at a time."""
@@ -74,6 +76,8 @@ class TrailingDigest:
         coverage: What is known to be complete.
         strips: What is shown to `saw`, in this order.
         room: Bytes that may be kept of what is shown before its turn.
+        resumed: What an earlier run has written and nobody writes again. It is read back as soon as it is its turn,
+            whatever receipts there are: who waits in `saw` for what comes before may hold the receipt that would tell.
     """
 
     def __init__(
@@ -84,10 +88,15 @@ class TrailingDigest:
         coverage: Coverage,
         strips: Sequence[Strip] = (),
         room: int = 0,
+        resumed: Iterable[Span] = (),
     ) -> None:
         self._outputs, self._coverage = outputs, coverage
         self._hashes = [hashlib.sha256() for _ in outputs]
         self._positions = [output.data[0] for output in outputs]
+        self._resumed: list[deque[Span]] = [deque() for _ in outputs]
+        """What of each output is still to be read back, in the order of the file."""
+        for span in sorted(resumed):
+            self._resumed[span.output].append(span)
         self._ascend = ascending(strips, len(outputs))
         self._changed = threading.Condition()
         """Of positions, of what is complete, and of whether it goes on."""
@@ -188,7 +197,9 @@ class TrailingDigest:
             with self._opened:
                 self._follow()
         except Exception as error:  # whatever it is, it belongs to who asks for the result
-            self._error = error
+            with self._changed:
+                self._error, self._stopped = error, True  # or who waits in `saw` for what is not read would wait on
+                self._changed.notify_all()
 
     def _follow(self) -> None:
         buffer = memoryview(bytearray(STEP))
@@ -206,7 +217,7 @@ class TrailingDigest:
                 left = [index for index, output in enumerate(self._outputs) if self._is_left(index, output)]
                 for index in left:
                     position = self._positions[index]
-                    count = min(STEP, self._coverage.watermark(index) - position)
+                    count = min(STEP, self._complete(index) - position)
                     if count > 0 and index not in self._busy and (index, position) not in self._kept:
                         self._busy.add(index)
                         return index, count
@@ -214,6 +225,14 @@ class TrailingDigest:
                     return None
                 self._changed.wait()
         return None
+
+    def _complete(self, index: int) -> int:
+        """The byte up to which an output is known to be written."""
+        resumed, position = self._resumed[index], self._positions[index]
+        while resumed and resumed[0].end <= position:
+            resumed.popleft()
+        there = resumed[0].end if resumed and resumed[0].begin <= position else position
+        return max(there, self._coverage.watermark(index))
 
     def _is_left(self, index: int, output: Output) -> bool:
         return index not in self._abandoned and self._positions[index] < output.data[1]

@@ -20,12 +20,13 @@ from mergeflow.execute.arithmetic import Arithmetic
 from mergeflow.execute.block import Block
 from mergeflow.execute.patience import repeat
 from mergeflow.execute.watch import change
+from mergeflow.execute.written import Written
 from mergeflow.interfaces import Receipt
 from mergeflow.plan.tiles import PAGE
 from mergeflow.tensors import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from mergeflow.execute.block import Row
@@ -135,17 +136,19 @@ class ShardWorker:
 
     def run(self, shard: int) -> Receipt:
         """Merge and write every tile of `shard`; raises `UnmergeableValues` or `StorageError`."""
-        spans: list[Span] = []
+        written = Written()
         tolerated: Counter[tuple[int, str]] = Counter()
         failed: dict[int, MergeflowError] = {}
         bytes_read = 0
         for tile in self._plan.shards[shard]:
-            bytes_read += self._tile(tile, spans, tolerated, failed)
+            bytes_read += self._tile(tile, written, tolerated, failed)
         checkpoints = self._plan.checkpoints
         repeated, self._repeated = self._repeated, Counter()
+        spans, checksums = written.told()
         return Receipt(
             shard=shard,
-            spans=tuple(_joined(spans)),
+            spans=spans,
+            checksums=checksums,
             bytes_read=bytes_read,
             skipped=tuple((checkpoints[source].id, key, count) for (source, key), count in tolerated.items()),
             repeated=tuple(repeated.items()),
@@ -155,7 +158,7 @@ class ShardWorker:
         )
 
     def _tile(
-        self, tile: Tile, spans: list[Span], tolerated: Counter[tuple[int, str]], failed: dict[int, MergeflowError]
+        self, tile: Tile, written: Written, tolerated: Counter[tuple[int, str]], failed: dict[int, MergeflowError]
     ) -> int:
         strip = self._plan.strips[tile.strip]
         rows, results = self._places(tile)
@@ -168,7 +171,7 @@ class ShardWorker:
                     failed.setdefault(place.output, impossible[index])
                 elif place.output not in failed:
                     begin = place.offset + tile.start * cell.dtype.itemsize
-                    self._write(Span(place.output, begin, begin + row.end - row.begin), row, spans, failed)
+                    self._write(Span(place.output, begin, begin + row.end - row.begin), row, written, failed)
         return sum(row.end - row.begin for row in rows)
 
     def _places(self, tile: Tile) -> tuple[list[Row], list[Row]]:
@@ -211,18 +214,19 @@ class ShardWorker:
         strip = self._plan.strips[tile.strip]
         self._arithmetic.merge(strip, tile, self._block, rows, results, tolerated, impossible)
 
-    def _write(self, span: Span, row: Row, spans: list[Span], failed: dict[int, MergeflowError]) -> None:
+    def _write(self, span: Span, row: Row, written: Written, failed: dict[int, MergeflowError]) -> None:
         """Put a row of results where it belongs; the draft may be gone if its job was given up, and others go on."""
+        view = self._block.view[row.begin : row.end]
         try:
-            self._files.writer(span.output).write(self._block.view[row.begin : row.end], span.begin)
+            self._files.writer(span.output).write(view, span.begin)
         except MergeflowError as error:
             if not self._plan.apart:
                 raise
             failed[span.output] = error
             return
-        spans.append(span)
+        written.add(span, view)
         if self._witness is not None:
-            self._witness.saw(span.output, span.begin, self._block.view[row.begin : row.end], self._stopped)
+            self._witness.saw(span.output, span.begin, view, self._stopped)
 
     def _read(self, strip: Strip, tile: Tile, rows: Sequence[Row]) -> dict[int, MergeflowError]:
         """Fill the rows of a tile; the cells that cannot be made because a row cannot be read, where others may be."""
@@ -272,17 +276,3 @@ class ShardWorker:
 def _positions(strip: Strip, tile: Tile) -> list[int]:
     """The byte of its file at which each row of a tile begins."""
     return [begin + tile.start * dtype.itemsize for begin, dtype in zip(strip.offsets, strip.dtypes, strict=True)]
-
-
-def _joined(spans: Iterable[Span]) -> Iterable[Span]:
-    """The same bytes in as few spans as possible."""
-    current: Span | None = None
-    for span in sorted(spans):
-        if current is not None and (span.output, span.begin) == (current.output, current.end):
-            current = current._replace(end=span.end)
-        else:
-            if current is not None:
-                yield current
-            current = span
-    if current is not None:
-        yield current

@@ -94,6 +94,8 @@ def _cost(plan: Plan) -> Iterator[str]:
     read, written = plan.bytes_read, plan.bytes_written
     yield f"read    {si_bytes(read)} of {len(plan.checkpoints)} file(s), each byte once"
     yield f"write   {si_bytes(written)} into {len(plan.outputs)} file(s)"
+    if sum(plan.left):
+        yield f"resume  {si_bytes(sum(plan.left))} are left of an earlier run; what proves right is not made again"
     yield f"work    {len(plan.strips):,} tensors in {plan.tiles:,} tiles, {len(plan.shards):,} shards"
     if plan.shards:
         yield from _lines(_memory(plan), "", INDENT)

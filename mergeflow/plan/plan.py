@@ -133,6 +133,10 @@ class Plan:
     nonfinite: Nonfinite
     apart: bool = False
     """Whether outputs belong to several jobs, of which one that cannot be made does not keep others from it."""
+    resume: bool = False
+    """Whether what an earlier run has left of the outputs is taken up."""
+    left: tuple[int, ...] = ()
+    """Bytes of each output that an earlier run has left, by what it noted; they are proved when they are taken up."""
     measured: Measured | None = None
     """How fast a sample was read and merged, where that was tried; it changes when things happen, never what."""
     notes: tuple[str, ...] = ()

@@ -31,6 +31,8 @@ class Assembly:
     """Its directory."""
     budget: Budget
     overwrite: bool = False
+    resume: bool = False
+    """Whether what an earlier run has left of the outputs is taken up."""
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -182,6 +182,8 @@ class Request:
     out: str
     """The directory of the outputs; absolute."""
     overwrite: bool = False
+    resume: bool = False
+    """Whether what an earlier run has left of the outputs is taken up."""
     tree: TreeOptions = field(default_factory=TreeOptions)
     """How lists become trees, where the method is `pairwise`."""
     rules: Rules = field(default_factory=Rules)

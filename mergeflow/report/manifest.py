@@ -18,6 +18,7 @@ from mergeflow.plan.pace import estimate, in_words
 if TYPE_CHECKING:
     from mergeflow.merge import Result
     from mergeflow.plan.plan import Output
+    from mergeflow.tensors import Checkpoint
 
 NAME = "manifest.json"
 LIBRARIES = ("torch", "safetensors", "ray", "hydra-core")
@@ -29,23 +30,15 @@ def manifest(result: Result, executor: str) -> dict[str, Any]:
     return {
         "mergeflow": __version__,
         "outputs": [_output(output, digest) for output, digest in zip(plan.outputs, result.digests, strict=True)],
-        "sources": [
-            {
-                "id": checkpoint.id,
-                "name": Path(checkpoint.path).name,
-                "size": checkpoint.stat.size,
-                "mtime_ns": checkpoint.stat.mtime_ns,
-                "header_sha256": checkpoint.header.digest,
-            }
-            for checkpoint in plan.checkpoints
-        ],
+        "sources": [source_facts(checkpoint) for checkpoint in plan.checkpoints],
         "bytes_read": sum(receipt.bytes_read for receipt in result.receipts),
         "shared": _shared(result),
-        "bytes_written": plan.bytes_written,
+        "bytes_written": plan.bytes_written - result.resumed,
+        "resumed": result.resumed,
         "seconds": round(result.seconds, 3),
         "estimate": _estimate(result),
         "startup_seconds": round(result.startup_seconds, 3),
-        "bytes_per_second": round((whole.bytes_read + whole.bytes_written) / result.seconds),
+        "bytes_per_second": round(result.moved / result.seconds),
         "memory": {
             "allowed": whole.memory.allowed,
             "projected": whole.memory.projected,
@@ -66,6 +59,27 @@ def manifest(result: Result, executor: str) -> dict[str, Any]:
         ],
         "repeated_reads": _repeated(result),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+    }
+
+
+def source_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a source is known by."""
+    return {
+        "id": checkpoint.id,
+        "name": Path(checkpoint.path).name,
+        "size": checkpoint.stat.size,
+        "mtime_ns": checkpoint.stat.mtime_ns,
+        "header_sha256": checkpoint.header.digest,
+    }
+
+
+def output_facts(output: Output) -> dict[str, Any]:
+    """What is known of an output before it is made."""
+    return {
+        "target": output.target.name,
+        "file": Path(output.path).name,
+        "size": output.layout.size,
+        "tensors": len(output.layout.tensors),
     }
 
 
@@ -90,11 +104,7 @@ def peaks(result: Result) -> dict[str, int]:
 
 def _output(output: Output, digest: str) -> dict[str, Any]:
     dtypes = dict(output.dtypes)
-    return {
-        "target": output.target.name,
-        "file": Path(output.path).name,
-        "size": output.layout.size,
-        "tensors": len(output.layout.tensors),
+    return output_facts(output) | {
         "tensors_sha256": digest,
         "components": {
             part.component: {

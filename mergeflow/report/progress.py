@@ -60,6 +60,12 @@ class MergeProgress:
             self._told = time.monotonic()
             self._line()
 
+    def spare(self, count: int) -> None:
+        """`count` bytes are not to be read after all: an earlier run has."""
+        self._total -= count
+        if self._bar is not None:
+            self._bar.update(self._task, total=self._total)
+
     def _line(self) -> None:
         rate = self._done / max(self._told - self._began, 1e-9)
         left = (self._total - self._done) / max(rate, 1.0)

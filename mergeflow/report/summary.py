@@ -29,16 +29,17 @@ def summary(result: Result) -> str:
         table.add_row("", f"{si_bytes(output.layout.size)}, tensors' SHA-256 {digest}")
         table.add_row("", _parts(output))
     plan = result.plan
-    moved = result.whole.bytes_read + result.whole.bytes_written
     processes = peaks(result)
-    table.add_row("read", f"{si_bytes(plan.bytes_read)} of {len(plan.checkpoints)} files, each byte once")
+    read = plan.bytes_read if result.shared else sum(receipt.bytes_read for receipt in result.receipts)
+    table.add_row("read", f"{si_bytes(read)} of {len(plan.checkpoints)} files, each byte once")
     if result.shared is not None:
         once, apart = result.shared.plan.bytes_read, result.shared.bytes_apart
         jobs = len(result.shared.jobs)
         table.add_row("", f"{si_bytes(once)} once for {jobs} jobs, instead of {si_bytes(apart)} one after the other")
-    table.add_row("wrote", f"{si_bytes(plan.bytes_written)}")
+    taken = f"; {si_bytes(result.resumed)} were there already" if result.resumed else ""
+    table.add_row("wrote", f"{si_bytes(plan.bytes_written - result.resumed)}{taken}")
     startup = f", after {result.startup_seconds:.1f} s until workers were ready" if result.startup_seconds else ""
-    table.add_row("took", f"{result.seconds:.1f} s, {moved / 1e9 / result.seconds:.2f} GB/s{startup}")
+    table.add_row("took", f"{result.seconds:.1f} s, {result.moved / 1e9 / result.seconds:.2f} GB/s{startup}")
     table.add_row("memory", f"{si_bytes(sum(processes.values()))} at the peak of {len(processes)} process(es)")
     if plan.notes:
         table.add_row("notes", f"{len(plan.notes)}, in the manifest and in job=plan")

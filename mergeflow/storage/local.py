@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import stat as kinds
 from contextlib import suppress
@@ -16,14 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergeflow.errors import StorageError
+from mergeflow.interfaces import Left
 from mergeflow.storage.drafts import DraftFile
 from mergeflow.storage.files import LocalFile, open_file
+from mergeflow.storage.locks import LockFile, is_locked
+from mergeflow.storage.notes import NOTES_SUFFIX, LocalNotes, NamedDraft, read_notes
 from mergeflow.storage.refusals import refuse, refuse_reading, refuse_writing
 from mergeflow.storage.sources import ReadBack, SourceFile
 from mergeflow.tensors import FileStat
 
 if TYPE_CHECKING:
-    from mergeflow.interfaces import Io
+    from mergeflow.interfaces import Io, Notes
+
+log = logging.getLogger(__name__)
 
 DRAFT_SUFFIX = ".draft"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -68,40 +74,67 @@ class LocalStore:
         """A new draft of `path`, at its full size; what an earlier run left is replaced."""
         return LocalDraft(Path(path), size)
 
+    def left(self, path: str) -> Left | None:
+        """What an earlier run has noted of the draft of `path`; None where it noted nothing."""
+        draft = path + DRAFT_SUFFIX
+        notes = read_notes(draft + NOTES_SUFFIX)
+        size = os.stat(draft).st_size if os.path.isfile(draft) else None
+        return Left(notes, size, is_held(draft)) if notes else None
+
+    def reopen(self, path: str, size: int) -> LocalDraft | NamedDraft:
+        """The draft of `path` as an earlier run has left it, or the file itself if that was renamed already."""
+        named = not exists(path + DRAFT_SUFFIX) and exists(path) and exists(path + DRAFT_SUFFIX + NOTES_SUFFIX)
+        return NamedDraft(path, path + DRAFT_SUFFIX) if named else LocalDraft(Path(path), size, anew=False)
+
     def writer(self, address: str) -> LocalFile:
         """The draft at `address`, open for writing."""
         return LocalFile(address, os.O_WRONLY) if self.read_back else DraftFile(address)
 
 
 class LocalDraft:
-    """`NAME.draft` beside `NAME`, locked for as long as this process holds it."""
+    """`NAME.draft` beside `NAME`, locked for as long as this process holds it.
 
-    def __init__(self, path: Path, size: int) -> None:
+    What an earlier run has left is replaced by another file, unless it is not to be made `anew`: workers of that run
+    that have not noticed its end yet may still write to what they have open.
+    """
+
+    named = False
+
+    def __init__(self, path: Path, size: int, *, anew: bool = True) -> None:
         self._path = path
         self._draft = path.with_name(path.name + DRAFT_SUFFIX)
         self.address = str(self._draft)
+        self._notes = LocalNotes(self.address)
+        self.notes: Notes = self._notes
+        self._lock_file: LockFile | None = None
         if os.path.isdir(path):
             raise StorageError(f"{path} is a directory, so no file can get its name; choose another out=")
         if os.path.islink(self._draft):
             raise StorageError(f"{self.address} is a link, and writing would change what it leads to; remove it")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = self._locked()
-        except OSError as error:
-            refuse_writing(self.address, error)
+            self._fd = self._locked(anew)
+        except BaseException as error:
+            self._release()
+            if isinstance(error, OSError):
+                refuse_writing(self.address, error)
+            raise
         self._open = True
         self._doubtful = 0
         try:
-            os.ftruncate(self._fd, 0)
+            if anew:
+                self.notes.remove()
+            else:
+                _forget_cached(self._fd)
             os.ftruncate(self._fd, size)
         except OSError as error:
             try:
                 refuse_writing(self.address, error, self._fd)
             finally:
-                self.discard()
+                self._give_up(anew)
 
-    def _locked(self) -> int:
-        """A descriptor of the draft that nobody else holds."""
+    def _locked(self, anew: bool) -> int:
+        """A descriptor of the draft that nobody else holds, and that is empty if it is to be made `anew`."""
         while True:
             descriptor = open_file(self.address, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
             try:
@@ -111,8 +144,12 @@ class LocalDraft:
                 raise
             # Its holder may have renamed or removed the file between our open and our lock.
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(self.address)):
-                    return descriptor
+                opened = os.fstat(descriptor)
+                if os.path.samestat(opened, os.stat(self.address)):
+                    if not (anew and opened.st_size):
+                        return descriptor
+                    self.notes.remove()  # first: they must never stand beside another draft than theirs
+                    os.unlink(self.address)
             os.close(descriptor)
 
     def _lock(self, descriptor: int) -> None:
@@ -123,9 +160,12 @@ class LocalDraft:
                 f"{self.address} is being written by another run; wait for it, or choose another out="
             ) from error
         except OSError as error:
-            # Without locks, two runs into one file are the user's to avoid.
             if error.errno not in NO_LOCKS:
                 raise
+            if self._lock_file is None:
+                self._lock_file = LockFile(self.address)
+                if self._lock_file.overtaken:
+                    log.warning("%s: took over the lock of %s, which is gone", self.address, self._lock_file.overtaken)
 
     def sync(self) -> None:
         """Make durable what was written."""
@@ -149,18 +189,63 @@ class LocalDraft:
             _sync_directory(self._path.parent)
         except OSError as error:
             refuse_writing(self.address, error, self._fd)
+        self.named = True
         self._close()
 
     def discard(self) -> None:
-        """Remove the draft, unless it was committed."""
+        """Remove the draft and its notes, unless it was committed."""
+        self._give_up(remove=True)
+
+    def keep(self) -> None:
+        """Leave the draft and its notes, unless it was committed."""
+        self._give_up(remove=False)
+
+    def _give_up(self, remove: bool) -> None:
         if self._open:
-            with suppress(OSError):
-                self._draft.unlink()
+            with suppress(OSError, StorageError):
+                if remove:
+                    self.notes.remove()
+                    self._draft.unlink()
             self._close()
 
     def _close(self) -> None:
         self._open = False
+        self._notes.close()
         os.close(self._fd)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock_file is not None:
+            self._lock_file.release()
+            self._lock_file = None
+
+
+def is_held(draft: str) -> bool:
+    """Whether another run is at work on a draft, as far as the file system tells."""
+    try:
+        descriptor = open_file(draft, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return is_locked(draft)
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _forget_cached(descriptor: int) -> None:
+    """Have what is read next of a file come from its disk, as far as the kernel can.
+
+    After a write that failed, the page cache may hold what the disk does not, and takes it for written (decision 0028).
+    That this sync fails is no matter: what is not on the disk is then found by reading it.
+    """
+    with suppress(OSError):
+        os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -30,7 +30,7 @@ from tests.models import request, write_models
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from mergeflow.interfaces import Executor, Receipt
+    from mergeflow.interfaces import Draft, Executor, Left, Receipt
     from mergeflow.plan.plan import Plan
     from mergeflow.tensors import FileStat
 
@@ -72,6 +72,14 @@ class SlowStore:
     def draft(self, path: str, size: int) -> LocalDraft:
         """As on disk."""
         return LocalStore().draft(path, size)
+
+    def left(self, path: str) -> Left | None:
+        """As on disk."""
+        return LocalStore().left(path)
+
+    def reopen(self, path: str, size: int) -> Draft:
+        """As on disk."""
+        return LocalStore().reopen(path, size)
 
     def writer(self, address: str) -> SlowFile:
         """A draft whose writes are noted."""

@@ -269,6 +269,102 @@ class StoreConformance(ABC):
         drafts[0].commit()
         assert [self.get(self.path(name)) for name in "abc"] == [b"1", None, b"3"]
 
+    # what is left for a later run
+
+    def test_of_what_nothing_was_noted_nothing_is_left(self, store: Store) -> None:
+        assert store.left(self.path("out")) is None
+        store.draft(self.path("out"), 4).keep()
+        assert store.left(self.path("out")) is None
+
+    def test_what_was_noted_and_written_is_left_and_can_be_gone_on_with(self, store: Store) -> None:
+        draft = store.draft(self.path("out"), 4)
+        draft.notes.append(b"some")
+        draft.notes.append(b"thing")
+        write(store, draft.address, b"ab", 1)
+        assert store.left(self.path("out")) == (b"something", 4, True)
+        draft.keep()
+        assert store.left(self.path("out")) == (b"something", 4, False)
+        again = store.reopen(self.path("out"), 4)
+        assert (again.address, again.named, again.notes.read()) == (draft.address, False, b"something")
+        assert read(store.reader(again.address), 0, 4) == b"\0ab\0"
+        write(store, again.address, b"cd", 2)
+        again.commit()
+        assert self.get(self.path("out")) == b"\0acd"
+
+    @pytest.mark.parametrize("size", [0, 2, 4, 9])
+    def test_a_draft_of_another_size_gets_the_right_one(self, store: Store, size: int) -> None:
+        draft = store.draft(self.path("out"), 4)
+        draft.notes.append(b"x")
+        write(store, draft.address, b"abcd", 0)
+        draft.keep()
+        again = store.reopen(self.path("out"), size)
+        assert read(store.reader(again.address), 0, size) == b"abcd\0\0\0\0\0"[:size]
+        again.discard()
+
+    def test_what_is_reopened_is_held(self, store: Store) -> None:
+        store.draft(self.path("out"), 4).keep()
+        held = store.reopen(self.path("out"), 4)
+        for again in (store.reopen, store.draft):
+            with pytest.raises(StorageError, match="another run"):
+                again(self.path("out"), 4)
+        held.discard()
+
+    def test_where_nothing_is_left_a_draft_is_begun(self, store: Store) -> None:
+        draft = store.reopen(self.path("out"), 3)
+        assert (draft.named, draft.notes.read()) == (False, b"")
+        assert read(store.reader(draft.address), 0, 3) == bytes(3)
+        draft.discard()
+
+    def test_a_new_draft_has_nothing_of_what_was_left(self, store: Store) -> None:
+        draft = store.draft(self.path("out"), 4)
+        draft.notes.append(b"x")
+        write(store, draft.address, b"abcd", 0)
+        stray = store.writer(draft.address)  # of a worker that has not noticed that its run has ended
+        draft.keep()
+        new = store.draft(self.path("out"), 4)
+        stray.write(memoryview(b"stray"[:4]), 0)
+        stray.close()
+        assert store.left(self.path("out")) is None
+        assert read(store.reader(new.address), 0, 4) == bytes(4)
+        new.discard()
+
+    def test_discarding_removes_the_notes_too(self, store: Store) -> None:
+        before = self.traces()
+        draft = store.draft(self.path("out"), 4)
+        draft.notes.append(b"x")
+        draft.notes.rewrite(b"y")
+        draft.discard()
+        assert self.traces() == before
+        assert store.left(self.path("out")) is None
+
+    def test_notes_stay_when_a_draft_gets_its_name_until_they_are_removed(self, store: Store) -> None:
+        draft = store.draft(self.path("out"), 2)
+        draft.notes.append(b"x")
+        draft.commit()
+        draft.discard()
+        draft.keep()
+        assert store.left(self.path("out")) == (b"x", None, False)
+        named = store.reopen(self.path("out"), 2)
+        assert (named.address, named.named, named.notes.read()) == (self.path("out"), True, b"x")
+        named.sync()
+        named.commit()
+        named.keep()
+        named.discard()
+        assert self.get(self.path("out")) == bytes(2)
+        draft.notes.remove()
+        draft.notes.remove()
+        assert store.left(self.path("out")) is None
+        assert self.traces() == [self.path("out")]
+
+    def test_notes_that_are_rewritten_can_be_added_to(self, store: Store) -> None:
+        draft = store.draft(self.path("out"), 2)
+        draft.notes.append(b"one")
+        draft.notes.rewrite(b"two")
+        draft.notes.append(b"three")
+        draft.notes.sync()
+        assert draft.notes.read() == b"twothree"
+        draft.discard()
+
     # distribution
 
     def test_a_store_that_was_pickled_finds_the_same_bytes(self, store: Store) -> None:

@@ -26,7 +26,7 @@ class TestMemoryStore(StoreConformance):
         return self.memory.get(path)
 
     def traces(self) -> list[str]:
-        return self.memory.paths() + self.memory.drafts()
+        return self.memory.paths() + self.memory.drafts() + self.memory.notes()
 
 
 class TestCountingStore(TestMemoryStore):
