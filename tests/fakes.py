@@ -363,6 +363,14 @@ class FaultyStore:
         """As the store has it."""
         return self._store.draft(path, size)
 
+    def left(self, path: str) -> Left | None:
+        """As the store has it."""
+        return self._store.left(path)
+
+    def reopen(self, path: str, size: int) -> Draft:
+        """As the store has it."""
+        return self._store.reopen(path, size)
+
     def writer(self, address: str) -> Writer:
         """As the store has it."""
         return self._store.writer(address)

@@ -24,8 +24,10 @@ from tests.fakes import CountingStore, Extent, MemoryStore, overlaps
 from tests.models import merge, request, toy_models, toy_request, write_models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
+    from mergeflow.execute.shard import Job
+    from mergeflow.interfaces import Receipt
     from mergeflow.plan.plan import Plan
     from mergeflow.recipe.request import Request
 
@@ -143,7 +145,7 @@ def test_nothing_is_read_of_models_where_all_was_written(models: Path, tmp_path:
     store.forget()
 
     class Unwanted(LocalExecutor):
-        def map(self, *_: object) -> object:  # type: ignore[override]
+        def map(self, job: Job, shards: Sequence[int]) -> Generator[Receipt, None, None]:
             raise AssertionError("there is nothing to do")
 
     result = run(plan, Unwanted(SMALL), store)
@@ -336,7 +338,7 @@ def test_what_resuming_cannot_help_leaves_no_draft(models: Path, tmp_path: Path)
 
 def test_an_interruption_before_anything_was_noted_leaves_nothing(models: Path, tmp_path: Path) -> None:
     class Never(LocalExecutor):
-        def map(self, *_: object) -> object:  # type: ignore[override]
+        def map(self, job: Job, shards: Sequence[int]) -> Generator[Receipt, None, None]:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -348,7 +350,7 @@ def test_a_draft_that_was_taken_up_is_kept_by_an_interruption_before_anything_mo
     models: Path, tmp_path: Path
 ) -> None:
     class Never(LocalExecutor):
-        def map(self, *_: object) -> object:  # type: ignore[override]
+        def map(self, job: Job, shards: Sequence[int]) -> Generator[Receipt, None, None]:
             raise KeyboardInterrupt
 
     asked = wanted(models, tmp_path / "out")

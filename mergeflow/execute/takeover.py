@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import xxhash
 
 from mergeflow.errors import StorageError
 from mergeflow.execute.journal import joined, parse
+from mergeflow.execute.patience import patiently
 from mergeflow.tensors import si_bytes
 
 if TYPE_CHECKING:
@@ -84,6 +86,6 @@ def _is_there(entry: Entry, reader: Reader, buffers: threading.local) -> bool:
     digest = xxhash.xxh3_128()
     for position in range(entry.begin, entry.end, STEP):
         view = buffers.view[: min(STEP, entry.end - position)]
-        reader.read_into(view, position)
+        patiently(partial(reader.read_into, view, position))
         digest.update(view)
     return digest.digest() == entry.checksum

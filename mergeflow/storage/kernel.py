@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 PAGE = mmap.PAGESIZE
@@ -79,6 +80,17 @@ def write_out(descriptor: int, offset: int, count: int) -> None:
     if _sync_file_range is not None:
         how = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER
         _sync_file_range(descriptor, offset, count, how)
+
+
+def uncache(descriptor: int) -> None:
+    """Have the file's bytes read from its disk the next time.
+
+    After a write that failed, the page cache holds what the disk does not, and takes it for written (decision 0028). So
+    it does not matter whether this sync fails: what has not reached the disk is missing when it is read.
+    """
+    with suppress(OSError):
+        os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class Pages(NamedTuple):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from mergeflow.errors import StorageError
 from mergeflow.interfaces import Left
+from mergeflow.storage import kernel
 from mergeflow.storage.drafts import DraftFile
 from mergeflow.storage.files import LocalFile, open_file
 from mergeflow.storage.locks import LockFile, is_locked
@@ -82,7 +83,7 @@ class LocalStore:
         return Left(notes, size, is_held(draft)) if notes else None
 
     def reopen(self, path: str, size: int) -> LocalDraft | NamedDraft:
-        """The draft of `path` as an earlier run has left it, or the file itself if that was renamed already."""
+        """The draft of `path` as it is on the disk, or the file itself if it has its name already."""
         named = not exists(path + DRAFT_SUFFIX) and exists(path) and exists(path + DRAFT_SUFFIX + NOTES_SUFFIX)
         return NamedDraft(path, path + DRAFT_SUFFIX) if named else LocalDraft(Path(path), size, anew=False)
 
@@ -125,7 +126,7 @@ class LocalDraft:
             if anew:
                 self.notes.remove()
             else:
-                _forget_cached(self._fd)
+                kernel.uncache(self._fd)
             os.ftruncate(self._fd, size)
         except OSError as error:
             try:
@@ -235,17 +236,6 @@ def is_held(draft: str) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def _forget_cached(descriptor: int) -> None:
-    """Have what is read next of a file come from its disk, as far as the kernel can.
-
-    After a write that failed, the page cache may hold what the disk does not, and takes it for written (decision 0028).
-    That this sync fails is no matter: what is not on the disk is then found by reading it.
-    """
-    with suppress(OSError):
-        os.fsync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_directory(directory: Path) -> None:
