@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from omegaconf import OmegaConf
 
 from mergeflow.demo import ensure_demo
-from mergeflow.execute.ray import OBJECT_STORE_BYTES
+from mergeflow.execute.ray.connect import OBJECT_STORE_BYTES
 from mergeflow.recipe.architecture import architecture
 
 if TYPE_CHECKING:
