@@ -67,10 +67,9 @@ class Checks:
             assert self._drafts is not None, "it was asked about the drafts"
             wrong = wrong or self._drafts.arrived(question)
         except self._ray.exceptions.RayError as error:
-            wrong = [] if self._is_gone(node) else [f"it cannot be asked: {first_lines(str(error))}"]
-            if not wrong:
-                log.info("%s is gone", node.name)
+            if self._is_gone(node, error):
                 return
+            wrong = [f"it cannot be asked: {first_lines(str(error))}"]
         finally:
             if not self.calls:
                 self.end()
@@ -106,5 +105,6 @@ class Checks:
         else:
             log.warning("node %s gets no work: %s", node.name, "; ".join(wrong))
 
-    def _is_gone(self, node: Node) -> bool:
-        return all(other.id != node.id for other in self._watch.nodes)
+    def _is_gone(self, node: Node, error: Exception) -> bool:
+        gone = (self._ray.exceptions.TaskUnschedulableError, self._ray.exceptions.NodeDiedError)
+        return isinstance(error, gone) or all(other.id != node.id for other in self._watch.nodes)

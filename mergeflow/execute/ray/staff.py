@@ -37,6 +37,9 @@ ROOM_SECONDS = 30.0
 """How long a run waits for a node that could hold an actor at all: nodes of a new cluster come one after the other."""
 SETTLE_SECONDS = 10.0
 """How long those that are ready wait for the others before the first shards."""
+START_SECONDS = 120.0
+"""How long an actor may need to be ready, and a node to look at all files, whatever the patience for those that work: a
+node may read torch from a network first."""
 TELL_SECONDS = 30.0
 STARTS = 3
 """How often an actor may fail to start on a node before that is left out."""
@@ -92,6 +95,7 @@ class Staff:
         self._budget, self._options, self._watch, self._holds = budget, options, watch, holds
         self._clock = clock
         self._need = {"CPU": 1.0, **options.resources}
+        self._starting = max(START_SECONDS, options.patience)
         self._lease = min(LEASE_SECONDS, options.patience)
         self._plan = self._ray.put(job)
         self._checks = Checks(connection, job, watch)
@@ -133,7 +137,7 @@ class Staff:
         if self._clock.missed() > self._lease / 2:  # actors may have ended because nobody asked them
             self._forgiven = now + self._lease
         for actor in list(self._actors):
-            if now - actor.alive > self._options.patience:
+            if now - actor.alive > (self._options.patience if actor.pid else self._starting):
                 self._give_up(actor)
             elif actor.pid and not actor.asking:
                 self._ask(actor)
@@ -197,7 +201,7 @@ class Staff:
         able = [node for node in nodes if fits(self._need, node.total)]
         self._check_room(nodes, able, now)
         if self._checks.busy:
-            self._checks.turn(now, self._options.patience)
+            self._checks.turn(now, self._starting)
             return
         able = [node for node in able if node.id not in self._checks.refused and self._failed[node.id] < STARTS]
         chosen = self._choose([node for node in able if self._rest.get(node.id, 0.0) <= now], wanted)
@@ -262,6 +266,7 @@ class Staff:
             max_concurrency=self._budget.reads_in_flight,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
         ).remote()
+        log.debug("starting an actor on %s", node.name)
         actor = Actor(f"{next(self._numbers)}", node, handle, now, alive=now)
         self._actors.append(actor)
         durable = node.id != self._watch.here  # the page cache of this machine is seen by its own commit
@@ -295,6 +300,7 @@ class Staff:
             actor.pid, self._worked, actor.alive = told, True, now
             actor.until = actor.answered[0] + self._lease
             self._failed[actor.node.id] = 0
+            log.debug("%s is ready", actor.where)
             return
         actor.asking = False
         if actor.last is None or told.acts != actor.last.acts or not self._holds(actor.id):
@@ -312,11 +318,11 @@ class Staff:
         self._lose(actor, Reason(why, certain=True), blame=False)
 
     def _give_up(self, actor: Actor) -> None:
-        seconds = self._options.patience
-        if not actor.pid:
-            self._not_started(actor, f"it was not ready within {seconds:g} s")
+        if actor.pid:
+            patience = f"{self._options.patience:g} s (executor.patience)"
+            self._lose(actor, Reason(f"it got on with nothing for {patience}", certain=False), blame=True)
         else:
-            self._lose(actor, Reason(f"it got on with nothing for {seconds:g} s (executor.patience)", False), True)
+            self._not_started(actor, f"it was not ready within {self._starting:g} s")
 
     def _lose(self, actor: Actor, why: Reason, blame: bool) -> None:
         if actor not in self._actors:

@@ -18,7 +18,7 @@ from tests.conformance.executor import TENSORS, ExecutorConformance, SlowStore
 if TYPE_CHECKING:
     from mergeflow.recipe.request import Budget
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 
 
 @pytest.mark.usefixtures("ray")
