@@ -77,4 +77,4 @@ def ray() -> Iterator[Cluster]:
     )
     yield cluster
     ray.shutdown()
-    cluster.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]

@@ -25,7 +25,8 @@ USEFUL_BLOCK_OF_A_CLUSTER = 64 << 20
 USUAL_READS = 4
 """Reads that a worker keeps under way where nobody says otherwise."""
 SMALLEST_BLOCK = 64 << 10
-LEAST_PATIENCE = 1.0
+LEAST_PATIENCE = 5.0
+"""Seconds; less would be taken for silence that is none."""
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 _RAYS_OWN = {"cpu": "CPU", "gpu": "GPU", "memory": "memory"}
 """Resources that every Ray knows, however they are written."""
@@ -118,7 +119,7 @@ def _problems(executor: schema.Executor) -> Iterator[ConfigError]:
         except ConfigError as error:
             yield error
     if executor.patience is not None and not executor.patience >= LEAST_PATIENCE:
-        yield ConfigError(f"executor.patience={executor.patience:g} must be at least {LEAST_PATIENCE:g} second")
+        yield ConfigError(f"executor.patience={executor.patience:g} must be at least {LEAST_PATIENCE:g} seconds")
 
 
 def _resource(name: str, value: object) -> tuple[str, float]:

@@ -109,13 +109,10 @@ class Run:
 
     def _lay_off(self) -> None:
         """Take their shards from the actors that were lost; raises `ExecutorError` for one that was lost too often."""
-        for actor, why in self._staff.take_lost():
+        for actor, why, blame in self._staff.take_lost():
             self._calls = {call: held for call, held in self._calls.items() if held[0] is not actor}
-            loss = None if why is None else Loss(actor.node.id, actor.where, why)
-            count = self._ledger.holds(actor.id)
-            hopeless = self._ledger.lost(actor.id, loss)
-            if why is not None:
-                log.warning("lost %s: %s; %d shard(s) go to others", actor.where, why, count)
+            log.warning("lost %s: %s; %d shard(s) go to others", actor.where, why, self._ledger.holds(actor.id))
+            hopeless = self._ledger.lost(actor.id, Loss(actor.node.id, actor.where, why) if blame else None)
             if hopeless:
                 raise ExecutorError(self._given_up(hopeless[0]))
 

@@ -74,8 +74,9 @@ class Lost(NamedTuple):
     """An actor that is gone."""
 
     actor: Actor
-    why: str | None
-    """None where its shards are not to blame."""
+    why: str
+    blame: bool
+    """Whether its shards may be what it was lost by."""
 
 
 class Staff:
@@ -162,7 +163,8 @@ class Staff:
 
     def lose(self, actor: Actor, error: Exception | None) -> None:
         """An actor is gone by what a call of it raised, or by itself."""
-        self._lose(actor, Reason("", certain=True) if error is None else reason(error, actor.last), error is not None)
+        stopped = Reason("it was told to stop", certain=True)
+        self._lose(actor, stopped if error is None else reason(error, actor.last), error is not None)
 
     def give_up(self, actor: Actor) -> None:
         """An actor does not do what it is told."""
@@ -332,9 +334,8 @@ class Staff:
         killed = self._kill(actor)
         if actor.pid and not why.certain and not killed:
             self._outlive = max(self._outlive, actor.until)
-        forgiven = not blame or self._clock.now() < self._forgiven
         if actor.pid:
-            self._lost.append(Lost(actor, None if forgiven else why.text))
+            self._lost.append(Lost(actor, why.text, blame and self._clock.now() >= self._forgiven))
 
     def _kill(self, actor: Actor) -> bool:
         """End an actor; whether that is certain."""

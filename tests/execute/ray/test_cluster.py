@@ -28,7 +28,7 @@ from tests.execute.ray.gated import BLIND, GatedStore
 from tests.models import request, write_models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from ray.cluster_utils import Cluster
 
@@ -93,7 +93,7 @@ class Merge:
         except MergeflowError as error:
             self._error = error
 
-    def run(self) -> Iterator[Receipt]:
+    def run(self) -> Generator[Receipt, None, None]:
         return self._executor.map(Job(self.plan.for_workers(), self.store, (self._draft.address,)), range(TENSORS))
 
     def start(self) -> Merge:
@@ -123,14 +123,26 @@ class Merge:
         assert written[len(head) :] == written_by_one(self.plan, self._directory / "alone")[len(head) :]
 
 
+def alive(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"it should be so within {seconds:g} s"
+        time.sleep(0.02)
+
+
 def test_a_node_that_dies_costs_what_it_had_under_way(
     add: Callable[..., Any], ray: Cluster, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     add()
     lost = add()
     merge = Merge(models, tmp_path, free=2).start()
-    merge.store.wait_for_processes(2)
+    working = merge.store.wait_for_processes(2)
     ray.remove_node(lost, allow_graceful=False)
+    wait_for(lambda: any(not alive(process) for process in working))
     merge.end().check()
     assert re.search(r"lost the actor on \S+ \(.*?\), process \d+: its node was lost; \d shard\(s\) go to", caplog.text)
 
@@ -145,10 +157,7 @@ def test_a_process_that_stands_still_is_killed_and_others_do_its_shards(
     os.kill(still, signal.SIGSTOP)
     merge.end().check()
     assert f"process {still}: it got on with nothing for 8 s (executor.patience); " in caplog.text
-    end = time.monotonic() + 30
-    while Path(f"/proc/{still}").exists():
-        assert time.monotonic() < end, "whoever hangs is killed"
-        time.sleep(0.05)
+    wait_for(lambda: not alive(still))
 
 
 def test_a_node_that_joins_gets_an_actor(add: Callable[..., Any], models: Path, tmp_path: Path) -> None:
@@ -168,9 +177,7 @@ def test_a_node_that_joins_and_sees_other_files_is_left_out_with_a_warning(
     merge.store.wait_for_processes(1)
     (tmp_path / "notes" / "other").write_bytes(bytes(100))
     add(env_vars={BLIND: "drafts"})
-    while "gets no work" not in caplog.text:
-        assert merge._thread.is_alive()
-        merge._thread.join(0.05)
+    wait_for(lambda: "gets no work" in caplog.text)
     merge.end().check()
     assert len({receipt.worker for receipt in merge.receipts}) == 1
     assert "is another file there; out= must be on a file system that all nodes share" in caplog.text
