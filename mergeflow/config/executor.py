@@ -25,8 +25,8 @@ USEFUL_BLOCK_OF_A_CLUSTER = 64 << 20
 USUAL_READS = 4
 """Reads that a worker keeps under way where nobody says otherwise."""
 SMALLEST_BLOCK = 64 << 10
-LEAST_PATIENCE = 5.0
-"""Seconds; less would be taken for silence that is none."""
+LEAST_PATIENCE = 30.0
+"""Seconds: reads that failed are repeated for 20 (`execute.patience`)."""
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 _RAYS_OWN = {"cpu": "CPU", "gpu": "GPU", "memory": "memory"}
 """Resources that every Ray knows, however they are written."""

@@ -84,7 +84,7 @@ class LocalFile:
         try:
             os.fsync(self._fd)
         except OSError as error:
-            refuse(self.path, error)
+            refuse_writing(self.path, error, self._fd)
 
     def close(self) -> None:
         """Close the descriptor, once; a network file system may report only now that a write failed."""

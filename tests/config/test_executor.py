@@ -168,7 +168,7 @@ LOCAL = ("executor=local",)
         ((*CLUSTER, "executor.resources.disk=-1"), "executor.resources.disk=-1 is not an amount; write a number"),
         ((*CLUSTER, "executor.resources.disk=true"), "executor.resources.disk=True is not an amount; write a number"),
         ((*CLUSTER, "executor.resources.memory=big"), "executor.resources.memory=big is not a size; write 2GiB or"),
-        ((*CLUSTER, "executor.patience=0.5"), "executor.patience=0.5 must be at least 5 seconds"),
+        ((*CLUSTER, "executor.patience=5"), "executor.patience=5 must be at least 30 seconds"),
         ((*LOCAL, "executor.patience=60"), "executor.patience=60.0 is for Ray, but executor.kind is local"),
         ((*LOCAL, "executor.placement=pack"), "executor.placement=pack is for Ray, but executor.kind is local"),
         (
