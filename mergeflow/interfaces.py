@@ -192,6 +192,10 @@ class Writer(Protocol):
         """Write all of `view` at `offset`; raises `StorageError`."""
         ...
 
+    def sync(self) -> None:
+        """Make durable, and visible to other machines, what was written through it; raises `StorageError`."""
+        ...
+
     def close(self) -> None:
         """Give the file back."""
         ...

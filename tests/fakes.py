@@ -196,6 +196,9 @@ class MemoryFile:
                 raise StorageError(f"{self.path} has {len(self._file.data):,} bytes, not {offset + len(view):,}")
             self._file.data[offset : offset + len(view)] = view
 
+    def sync(self) -> None:
+        """Nothing here outlives the process anyway."""
+
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -428,6 +431,10 @@ class CountingWriter:
         with self._store._lock:
             self._store._writes[self._address].append(Extent(offset, offset + len(view)))
         self._writer.write(view, offset)
+
+    def sync(self) -> None:
+        """As the writer below has it."""
+        self._writer.sync()
 
     def close(self) -> None:
         """Close the writer below."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.scaling import check, measure, page, tables
 from benchmarks.scaling.machine import STORAGES, scenario
-from mergeflow.config.convert import to_bytes
+from mergeflow.config.executor import to_bytes
 from mergeflow.errors import MergeflowError
 
 if TYPE_CHECKING:

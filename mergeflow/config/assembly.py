@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mergeflow.config.convert import to_architecture, to_budget
+from mergeflow.config.convert import to_architecture
+from mergeflow.config.executor import to_budget
 from mergeflow.config.paths import absolute
 from mergeflow.errors import ConfigError, MergeflowError, raise_all
 from mergeflow.recipe.assembly import Assembly

@@ -123,6 +123,14 @@ class ExecutorKind(Enum):
     ray = "ray"
 
 
+class Placement(Enum):
+    """On which nodes of a cluster the actors are: on as many as there are, on few, or each on one of its own."""
+
+    spread = "spread"
+    pack = "pack"
+    strict_spread = "strict_spread"
+
+
 class IoKind(Enum):
     """How sources are read."""
 

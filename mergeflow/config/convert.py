@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import fields, is_dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from omegaconf import OmegaConf
 
 from mergeflow.config import schema
+from mergeflow.config.executor import to_budget
 from mergeflow.config.paths import absolute
 from mergeflow.config.series import series_problems, to_series
 from mergeflow.errors import ConfigError, MergeflowError, raise_all
 from mergeflow.objective import Objective
-from mergeflow.plan.tiles import SCRATCH
 from mergeflow.recipe.architecture import Architecture, architecture
 from mergeflow.recipe.recorded import read_merges
-from mergeflow.recipe.request import Budget, ModelSource, PartRequest, Policies, RecordedFile, Request, TargetRequest
+from mergeflow.recipe.request import ModelSource, PartRequest, Policies, RecordedFile, Request, TargetRequest
 from mergeflow.recipe.shapes import TreeOptions
 from mergeflow.recipe.tree import Rules
 
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
     from mergeflow.recipe.request import Recorded
     from mergeflow.recipe.selection import Written
 
-UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 HONOURED: Mapping[schema.RecipeKind | None, set[str]] = {
     None: {"kind"},
     schema.RecipeKind.nodes: {"kind", "name", "nodes", "vae"},
@@ -39,12 +34,6 @@ HONOURED: Mapping[schema.RecipeKind | None, set[str]] = {
     schema.RecipeKind.file: {"kind", "name", "file", "check"},
 }
 """Which options of `recipe` have an effect, by its kind."""
-USEFUL_BLOCK = 16 << 20
-"""Bytes; with smaller blocks more workers would read in smaller pieces, and no faster."""
-USUAL_READS = 4
-"""Reads that a worker keeps under way where nobody says otherwise."""
-SMALLEST_BLOCK = 64 << 10
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 
 def to_config(composed: DictConfig) -> schema.Config:
@@ -198,60 +187,6 @@ def to_source(models: schema.Models) -> ModelSource:
         files={id: absolute(path) for id, path in models.files.items()},
         composites={id: tuple(members) for id, members in models.composites.items()},
     )
-
-
-def to_budget(executor: schema.Executor) -> Budget:
-    """How many workers, reads and bytes; raises `ConfigError`."""
-    problems: list[MergeflowError] = []
-    memory, block, reads = 0, Budget.block, USUAL_READS
-    try:
-        memory = to_bytes(executor.memory)
-    except ConfigError as error:
-        problems.append(error)
-    if executor.block != schema.AUTO:
-        try:
-            block = to_bytes(str(executor.block), "executor.block", "4MiB, 16MiB or auto")
-            if block < SMALLEST_BLOCK:
-                problems.append(ConfigError(f"executor.block={executor.block} must be at least 64KiB"))
-        except ConfigError as error:
-            problems.append(error)
-    if executor.reads_in_flight != schema.AUTO:
-        if isinstance(executor.reads_in_flight, int) and not isinstance(executor.reads_in_flight, bool):
-            reads = executor.reads_in_flight
-        else:
-            problems.append(
-                ConfigError(f"executor.reads_in_flight={executor.reads_in_flight} is not a number; write 4 or auto")
-            )
-    workers = _as_many_as_help(reads, memory) if executor.workers is None else executor.workers
-    for name, value in (("workers", workers), ("reads_in_flight", reads)):
-        if value < 1:
-            problems.append(ConfigError(f"executor.{name}={value} must be at least 1"))
-    if executor.kind is schema.ExecutorKind.local and executor.address is not None:
-        problems.append(
-            ConfigError(f"executor.address={executor.address} is for Ray, but executor.kind is local; use executor=ray")
-        )
-    raise_all(problems)
-    auto = tuple(name for name in ("reads_in_flight", "block") if vars(executor)[name] == schema.AUTO)
-    return Budget(workers, reads, memory, block, executor.io.value, auto)
-
-
-def _as_many_as_help(reads: int, memory: int) -> int:
-    """As many workers as there are cores, but no more than `memory` has useful blocks for."""
-    each = max(reads, 1) * (SCRATCH + USEFUL_BLOCK)
-    return max(min(len(os.sched_getaffinity(0)), memory // each), 1)
-
-
-def to_bytes(text: str, name: str = "executor.memory", such: str = "512MiB, 4GiB or 2GB") -> int:
-    """A size as people write it.
-
-    >>> to_bytes("1GiB"), to_bytes("512 MiB"), to_bytes("2.5GB"), to_bytes("1000")
-    (1073741824, 536870912, 2500000000, 1000)
-    """
-    match = _SIZE.fullmatch(text.strip())
-    units = {unit.lower(): factor for unit, factor in UNITS.items()}
-    if match is None or match[2].lower() not in units:
-        raise ConfigError(f"{name}={text} is not a size; write {such}")
-    return int(Fraction(match[1]) * units[match[2].lower()])
 
 
 def _target(name: str, target: schema.Target) -> TargetRequest:

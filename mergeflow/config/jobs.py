@@ -16,11 +16,13 @@ from omegaconf import OmegaConf
 from mergeflow.config import schema
 from mergeflow.config.assembly import to_assembly
 from mergeflow.config.convert import to_architecture, to_config, to_objective, to_pair, to_request
+from mergeflow.config.executor import to_ray_options
 from mergeflow.config.ignored import ignored
 from mergeflow.config.paths import absolute
 from mergeflow.config.verification import to_verification
 from mergeflow.config.words import misread_numbers
 from mergeflow.errors import MergeflowError, raise_all
+from mergeflow.execute.ray import RayExecutor
 from mergeflow.objective import check, score
 from mergeflow.tensors import some
 
@@ -288,9 +290,7 @@ def executor_of(config: schema.Config, plan: Plan) -> Executor:
         from mergeflow.execute.local import LocalExecutor
 
         return LocalExecutor(plan.budget)
-    from mergeflow.execute.ray import EMBEDDED, RayExecutor, RayOptions
-
-    return RayExecutor(plan.budget, RayOptions(wanted.address or EMBEDDED))
+    return RayExecutor(plan.budget, to_ray_options(wanted))
 
 
 def _make_demo(directory: str, count: int) -> None:

@@ -24,6 +24,7 @@ from mergeflow.config.choices import (
     Nonfinite,
     ObjectiveKind,
     OutputDtype,
+    Placement,
     PositionIds,
     RecipeKind,
     Scalars,
@@ -56,6 +57,7 @@ __all__ = [  # the choices too, so that all that may be typed is in one place
     "ObjectiveKind",
     "OutputDtype",
     "Part",
+    "Placement",
     "PositionIds",
     "Recipe",
     "RecipeKind",
@@ -176,7 +178,8 @@ class Executor:
 
     kind: ExecutorKind = MISSING
     workers: int | None = None
-    """Actors, or as many times `reads_in_flight` threads; the cores of this machine where null."""
+    """Actors, or as many times `reads_in_flight` threads. Null is the cores of this machine, and on a cluster as many
+    as its nodes have room for."""
     reads_in_flight: Any = AUTO
     """A number, or `auto`."""
     block: Any = AUTO
@@ -186,6 +189,12 @@ class Executor:
     """What the blocks of all workers may use together."""
     address: str | None = None
     """Of Ray: `local`, `auto` or `host:port`."""
+    resources: dict[str, Any] = field(default_factory=dict)
+    """What one actor takes of a node of a cluster: `CPU`, `GPU`, `memory`, and any that nodes were started with."""
+    placement: Placement | None = None
+    """On which nodes of a cluster actors are."""
+    patience: float | None = None
+    """Seconds that an actor may get on with nothing before it is given up."""
 
 
 @dataclass
@@ -268,7 +277,7 @@ class SharedScan:
 def register() -> None:
     """Tell Hydra of the schema, which `conf/config.yaml` names first in its defaults, and of the launcher."""
     node = OmegaConf.structured(Config)
-    names = (node.models.files, node.models.composites, node.method.multipliers, node.parts)
+    names = (node.models.files, node.models.composites, node.method.multipliers, node.parts, node.executor.resources)
     for ids in (*names, node.recipe.nodes, node.recipe.vaes, node.recipe.given):
         OmegaConf.set_struct(ids, False)  # the user's own names: they are not added, they are given
     ConfigStore.instance().store(name=SCHEMA, node=node)

@@ -146,6 +146,11 @@ class Safetensors:
         return tensors
 
 
+def header_digest(read: ReadBytes, size: int) -> str:
+    """The digest that `Header` has of the header of a file of `size` bytes; raises `FormatError`."""
+    return hashlib.sha256(_read_header(read, size)).hexdigest()
+
+
 def _read_header(read: ReadBytes, size: int) -> bytes:
     if size == 0:
         _fail("it is empty (0 bytes)")

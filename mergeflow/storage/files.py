@@ -79,6 +79,13 @@ class LocalFile:
             self._unsent = 0
             kernel.start_writeback(self._fd)
 
+    def sync(self) -> None:
+        """Make durable what was written; a network file system sends it to its server, where other machines see it."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            refuse_writing(self.path, error, self._fd)
+
     def close(self) -> None:
         """Close the descriptor, once; a network file system may report only now that a write failed."""
         descriptor, self._fd = self._fd, -1

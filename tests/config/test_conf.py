@@ -142,10 +142,15 @@ def test_a_series_says_every_option_that_it_honours_with_the_value_that_the_sche
     assert usual.keys() - said.keys() == (set() if name == "swap" else {"base"})
 
 
-@pytest.mark.parametrize("name", ["local", "ray", "cluster"])
-def test_an_executor_says_every_option_that_it_honours(name: str) -> None:
+OF_CLUSTERS = {"resources", "placement"}
+
+
+@pytest.mark.parametrize(
+    ("name", "others"), [("local", {"address", "patience"} | OF_CLUSTERS), ("ray", OF_CLUSTERS), ("cluster", set())]
+)
+def test_an_executor_says_every_option_that_it_honours(name: str, others: set[str]) -> None:
     said = loaded(f"executor/{name}").keys()
-    assert said | ({"address"} if name == "local" else set()) == {field.name for field in fields(schema.Executor)}
+    assert said == {field.name for field in fields(schema.Executor)} - others
 
 
 def test_local_and_ray_have_the_same_number_of_reads_in_flight() -> None:

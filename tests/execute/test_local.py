@@ -63,6 +63,9 @@ class MeetingFile:
         self._together.wait(timeout=30)
         self._names.add(threading.current_thread().name)
 
+    def sync(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeflow.config.convert import to_bytes
+from mergeflow.config.executor import to_bytes
 from mergeflow.errors import OverBudget
 from mergeflow.plan.plan import Cell, Place, Strip, Tile
 from mergeflow.plan.tiles import (
