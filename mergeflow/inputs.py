@@ -19,7 +19,8 @@ from mergeflow.recipe.resolve import resolve
 from mergeflow.recipe.webui import matched, recorded
 from mergeflow.storage.hashes import HashCache, identities
 from mergeflow.storage.local import list_files
-from mergeflow.tensors import Checkpoint, some
+from mergeflow.tensors import Checkpoint
+from mergeflow.text import LONGEST_PATH, shown, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,9 +57,9 @@ def open_checkpoint(
         with _reading(path, store) as read:
             return Checkpoint(id, path, stat, format.parse(read, stat.size))
     except FormatError as error:
-        return FormatError(f"{called(id)}: {path} cannot be used: {error}")
+        return FormatError(f"{shown(called(id))}: {shown(path, LONGEST_PATH)} cannot be used: {error}")
     except MergeflowError as error:
-        return StorageError(f"{called(id)}: {error}")
+        return StorageError(f"{shown(called(id))}: {error}")
 
 
 @contextmanager

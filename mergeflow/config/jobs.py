@@ -21,6 +21,8 @@ from mergeflow.config.paths import absolute
 from mergeflow.config.words import misread_numbers
 from mergeflow.errors import MergeflowError, raise_all
 from mergeflow.objective import check, score
+from mergeflow.redaction import redacted
+from mergeflow.text import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -239,4 +241,4 @@ def _make_demo(directory: str, count: int) -> None:
 
 def say(text: str) -> None:
     """Something for the person who typed, on stderr."""
-    sys.stderr.write(f"mergeflow: {text}\n")
+    sys.stderr.write(f"mergeflow: {harmless(redacted(text))}\n")

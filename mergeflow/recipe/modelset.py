@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mergeflow.errors import ConfigError, MergeflowError, SelectionError, raise_all
 from mergeflow.recipe.ids import natural, nearest, normal
-from mergeflow.tensors import some
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from mergeflow.errors import ConfigError, MergeflowError, raise_all
 from mergeflow.recipe.ids import nearest
 from mergeflow.recipe.tree import INPUTS, Formula, Node, Tree
-from mergeflow.tensors import some
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -33,8 +33,8 @@ from mergeflow.recipe.request import (
     Target,
 )
 from mergeflow.recipe.tree import INPUTS, Arithmetic, Node, Rules, Scalars, Tree, of_vae_alone
-from mergeflow.recipe.webui.naming import printable
-from mergeflow.tensors import OUTPUT_DTYPES, some
+from mergeflow.tensors import OUTPUT_DTYPES
+from mergeflow.text import printable, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

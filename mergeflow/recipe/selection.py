@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from mergeflow.errors import MergeflowError, SelectionError
-from mergeflow.tensors import some
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from mergeflow.recipe.modelset import ModelSet

@@ -8,8 +8,7 @@ from mergeflow.errors import MergeflowError, SelectionError, raise_all
 from mergeflow.recipe.tree import Tree
 from mergeflow.recipe.webui.files import File, Files, Vaes
 from mergeflow.recipe.webui.merges import GIVEN
-from mergeflow.recipe.webui.naming import printable
-from mergeflow.tensors import some
+from mergeflow.text import printable, some
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
