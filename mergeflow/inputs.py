@@ -20,7 +20,7 @@ from mergeflow.recipe.webui import matched, recorded
 from mergeflow.storage.hashes import HashCache, identities
 from mergeflow.storage.local import list_files
 from mergeflow.tensors import Checkpoint
-from mergeflow.text import LONGEST_PATH, shown, some
+from mergeflow.text import LONGEST_PATH, printable, shown, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -189,5 +189,5 @@ def _saved(read: ReadBytes, size: int) -> dict[str, str]:
 
 def _a_manifest(outputs: Sequence[object]) -> str:
     """What is wrong with a manifest where metadata is expected, and what to give instead."""
-    files = [str(one["file"]) for one in outputs if isinstance(one, dict) and "file" in one]
+    files = [printable(str(one["file"])) for one in outputs if isinstance(one, dict) and "file" in one]
     return f"it is the manifest of a run, which has no recipe; give one of the files beside it: {some(files) or 'none'}"

@@ -22,8 +22,7 @@ _KNOWN = re.compile(r"\b(hf_|gh[oprsu]_|github_pat_|glpat-|sk-|xox[abp]-)[A-Za-z
 
 
 def redacted(text: str) -> str:
-    """`text` without secrets: who stands before the @ of a URL, the values of its query, tokens, and what is secret in
-    the environment of this process.
+    """`text` without secrets: the user and the values of the query in a URL, tokens, and what the environment hides.
 
     >>> redacted("https://me:pass@host/a.safetensors?token=abc&v=2 and s3://bucket/key")
     'https://***@host/a.safetensors?token=***&v=*** and s3://bucket/key'

@@ -7,6 +7,7 @@ made. `harmless` is for whole sentences, where they leave the program: what was 
 from __future__ import annotations
 
 import re
+from reprlib import Repr
 
 LONGEST_NAME = 400
 """Characters of a name that are shown: more than any tensor has, and than a person reads."""
@@ -14,6 +15,7 @@ LONGEST_PATH = 5000
 """Of a path: as long as the system has any, because a person may want to copy it."""
 _UNSHOWN = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 """Control characters, what terminals obey, what reorders a line, and what is no character."""
+_SHORT = Repr()
 _HARMFUL = re.compile(f"[{_UNSHOWN}]")
 _HARMFUL_IN_NAMES = re.compile(f"[\t\n{_UNSHOWN}]")
 
@@ -45,6 +47,19 @@ def printable(text: str, limit: int = 80) -> str:
     """
     made = "".join(letter if letter.isprintable() else "?" for letter in text[: limit + 1])
     return made if len(made) <= limit else f"{made[: limit - 3]}..."
+
+
+def short(value: object, limit: int = 60) -> str:
+    r"""Any value of a config, as Python writes it, in a few characters.
+
+    >>> short([1, 2]), short("a" * 100, 9)
+    ('[1, 2]', "'aa...aa'")
+    """
+    _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = limit
+    try:
+        return shown(_SHORT.repr(value))
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def some(names: list[str], limit: int = 4) -> str:

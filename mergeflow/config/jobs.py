@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from mergeflow.config import schema
+from mergeflow.config import schema, trust
 from mergeflow.config.assembly import to_assembly
 from mergeflow.config.convert import to_architecture, to_config, to_objective, to_pair, to_request
 from mergeflow.config.ignored import ignored
@@ -124,6 +124,7 @@ def read(composed: DictConfig, hydra: Any) -> schema.Config:
     config = to_config(composed)
     if hydra.mode == RunMode.MULTIRUN:
         config.out = runtime.output_dir
+    raise_all(trust.unasked(config, hydra, CONF))
     raise_all(ignored(config, hydra.overrides.task, runtime.choices))
     return config
 

@@ -176,8 +176,8 @@ class Arithmetic:
     def _nothing_left(self, piece: Piece, lost: Tensor) -> NoReturn:
         at = piece.start + int(lost.nonzero()[0])
         raise UnmergeableValues(
-            f"'{shown(piece.strip.key)}': no selected model has a finite value at element {at:,}, so there is nothing to "
-            "average; leave the broken models out of the list, or choose nonfinite=propagate"
+            f"'{shown(piece.strip.key)}': no selected model has a finite value at element {at:,}, so there is nothing "
+            "to average; leave the broken models out of the list, or choose nonfinite=propagate"
         )
 
     def _overflow(self, piece: Piece, cell: Cell, method: Method, rows: Rows, out: Tensor, bad: Tensor) -> NoReturn:
@@ -190,8 +190,8 @@ class Arithmetic:
         wider = _wider(value)
         remedy = f"choose dtype={' or dtype='.join(wider)}" if wider else "no dtype of an output holds it"
         raise UnmergeableValues(
-            f"'{shown(piece.strip.key)}' overflows {cell.dtype.code}: the value of element {piece.start + at:,} is {value:g}, "
-            f"and {cell.dtype.code} holds up to {torch.finfo(out.dtype).max:,g}; {remedy}"
+            f"'{shown(piece.strip.key)}' overflows {cell.dtype.code}: the value of element {piece.start + at:,} is "
+            f"{value:g}, and {cell.dtype.code} holds up to {torch.finfo(out.dtype).max:,g}; {remedy}"
         )
 
     def _overflow_within(self, piece: Piece, cell: Cell, rows: Rows, at: int) -> NoReturn:
@@ -231,8 +231,8 @@ class Arithmetic:
         model, first = self._model(piece, cell.rows[error.row]), self._model(piece, cell.rows[0])
         if error.row == 0:
             raise UnmergeableValues(
-                f"'{shown(piece.strip.key)}' is not a tensor to average but one to copy, and {where} of model {model} is "
-                f"{_shown(error.value)}, which {cell.dtype.code} does not hold; leave the model out of the list"
+                f"'{shown(piece.strip.key)}' is not a tensor to average but one to copy, and {where} of model {model} "
+                f"is {_shown(error.value)}, which {cell.dtype.code} does not hold; leave the model out of the list"
             ) from error
         raise UnmergeableValues(
             f"'{shown(piece.strip.key)}' is not a tensor to average, and the models disagree: {where} is "

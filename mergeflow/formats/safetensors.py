@@ -45,7 +45,7 @@ LOOKALIKES = {
     b"\x80\x02": "it is a pickle, as torch.save made them; convert it to safetensors first",
     b"GGUF": "it is a GGUF file; it has to be the safetensors file that was made before it",
     b"version ": "it is a Git LFS pointer and not the file itself; run `git lfs pull`",
-    b"{": "it is JSON and holds no tensors; a checkpoint in several files with an index must be saved as one file first",
+    b"{": "it is JSON; a checkpoint in several files, of which this may be the index, must be saved as one file first",
     b"<": "it is a web page; what was downloaded is an error message",
 }
 """What people have under the name of a checkpoint, by its first bytes."""

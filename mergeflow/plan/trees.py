@@ -158,8 +158,8 @@ class TreePart:
         others = listed.where([not there for there in has])
         if case.spec.marker:
             self._findings.notes.append(
-                f"{case.component}: the marker '{shown(case.key)}' is not in {some(list(others.ids), 12)}, and web UIs merge "
-                "models that predict v with models that predict epsilon without a word; the result is neither"
+                f"{case.component}: the marker '{shown(case.key)}' is not in {some(list(others.ids), 12)}, and web UIs "
+                "merge models that predict v with models that predict epsilon without a word; the result is neither"
             )
         else:
             self._findings.lacking(others, case, self._alone, fatal=False)
