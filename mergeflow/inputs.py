@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -39,6 +40,9 @@ LARGEST_METADATA = 100 << 20
 HASHES = "hashes.json"
 """Beside the outputs: reading whole files takes minutes, and nobody should wait for the same ones twice."""
 
+_PART = re.compile(r"-([0-9]{5})-of-([0-9]{5})\.safetensors$")
+"""How the files of a checkpoint that was cut in several are called."""
+
 Progress: TypeAlias = "Callable[[int], AbstractContextManager[Callable[[int], None]]]"
 """Given so many bytes to read, who is told of the bytes read."""
 
@@ -54,6 +58,11 @@ def open_checkpoint(
     """The checkpoint with its header, or why there is none; messages say what `called` makes of the id."""
     try:
         stat = store.stat(path)
+        if part := _PART.search(path):
+            raise FormatError(
+                f"it is part {int(part[1])} of a checkpoint in {int(part[2])} files, and mergeflow reads checkpoints "
+                "in one; save it as one file first"
+            )
         with _reading(path, store) as read:
             return Checkpoint(id, path, stat, format.parse(read, stat.size))
     except FormatError as error:

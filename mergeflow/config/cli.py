@@ -39,6 +39,7 @@ def main() -> None:
     schema.register()
     trust.guard()
     try:
+        trust.refuse_secrets(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)()
     except KeyboardInterrupt:
         there = f"the outputs of {Outcome.finished} finished job(s) are there, and no other" if Outcome.finished else ""

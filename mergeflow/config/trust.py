@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from hydra._internal.instantiate import _instantiate2
 from hydra._internal.logging_config import HydraDictConfigurator
+from hydra.core.plugins import Plugins
 
 from mergeflow.errors import ConfigError
+from mergeflow.redaction import redacted
 from mergeflow.text import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 TARGETS = "MERGEFLOW_TARGETS"
 """The variable with the user's list: full names, or beginnings that end with a dot, with commas between them."""
 KNOWN_TARGETS = re.compile(r"optuna\.samplers\.[A-Z]\w*")
-"""What the sweeper for Optuna is told by name. Sweepers and launchers are no targets to Hydra, but plugins that are
-installed, and it makes no others."""
+"""What the sweeper for Optuna is told by name; beside the plugins that are installed."""
 KNOWN_LOGGING = re.compile(
     r"mergeflow\.report\.console\.LogHandler|logging\.(StreamHandler|NullHandler|Formatter)|sys\.std(out|err)"
 )
@@ -66,6 +67,16 @@ def unasked(config: Any, hydra: Any, conf: Path) -> Iterator[ConfigError]:
             )
 
 
+def refuse_secrets(arguments: Sequence[str]) -> None:
+    """Raise where Hydra would write a secret of the command into a file: in a sweep, and where it is asked to."""
+    kept = {"-m", "--multirun"} & set(arguments) or any("hydra.output_subdir=" in one for one in arguments)
+    if kept and (found := [redacted(one) for one in arguments if redacted(one) != one]):
+        raise ConfigError(
+            f"{shown(found[0])} holds a secret, and Hydra keeps in files what a sweep was told; put it into a variable "
+            "of the environment and write '${oc.env:NAME}' in its place"
+        )
+
+
 def refusal_within(error: BaseException) -> ConfigError | None:
     """The refusal that `error` came of, if it did: logging says only which handler it could not make."""
     cause: BaseException | None = error
@@ -80,6 +91,11 @@ def _typed(name: str) -> bool:
     return any(name == one or name.startswith(f"{one}.") or one.startswith(f"{name}.") for one in typed if "." in one)
 
 
+def _is_plugin(name: str) -> bool:
+    """Whether it is a sweeper or a launcher of Hydra's, of mergeflow's or of a package that the user has installed."""
+    return name in Plugins.instance().class_name_to_class
+
+
 def _listed(name: str) -> bool:
     """Whether the user's list has it."""
     listed = [one.strip() for one in os.environ.get(TARGETS, "").split(",") if one.strip()]
@@ -88,7 +104,7 @@ def _listed(name: str) -> bool:
 
 def _guarded(resolve: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(target: Any, full_key: str) -> Any:
-        if isinstance(target, str) and not (KNOWN_TARGETS.fullmatch(target) or _listed(target)):
+        if isinstance(target, str) and not (KNOWN_TARGETS.fullmatch(target) or _is_plugin(target) or _listed(target)):
             raise ConfigError(_refusal(target))
         return resolve(target, full_key)
 

@@ -42,7 +42,10 @@ MAX_DIMENSIONS = 64
 
 LOOKALIKES = {
     b"PK\x03\x04": "it is a zip archive, as torch.save makes them; convert it to safetensors first",
-    b"\x80\x02": "it is a pickle, as torch.save made them; convert it to safetensors first",
+    **{
+        b"\x80" + bytes([protocol]): "it is a pickle, as torch.save made them; convert it to safetensors first"
+        for protocol in range(2, 6)
+    },
     b"GGUF": "it is a GGUF file; it has to be the safetensors file that was made before it",
     b"version ": "it is a Git LFS pointer and not the file itself; run `git lfs pull`",
     b"{": "it is JSON; a checkpoint in several files, of which this may be the index, must be saved as one file first",

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 ID_PLACE = "{id}"
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+PICKLED = "; .ckpt, .pt and .bin files can run code when they are loaded, so convert them to safetensors first"
 DEEPEST = 100
 """Composites within each other; nobody's collection has ten."""
 
@@ -121,7 +123,10 @@ def model_set(
     if not found:
         what = f"none of its {len(listed):,} files matches '{pattern}'" if listed else "it holds no files"
         example = f" ('{shown(listed[0].rpartition('/')[2])}' is one of them)" if listed else ""
-        problems.append(ConfigError(f"no models in {place}: {what}{example}; set models.dir or models.pattern"))
+        pickled = PICKLED if any(name.endswith(PICKLES) for name in listed) else ""
+        problems.append(
+            ConfigError(f"no models in {place}: {what}{example}{pickled}; set models.dir or models.pattern")
+        )
     problems += _twice(found, composites)
     made = ModelSet(dict(found), {id: tuple(members) for id, members in composites.items()}, place)
     problems += _composite_problems(made)

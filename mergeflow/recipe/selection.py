@@ -45,7 +45,7 @@ def parse_selection(name: str, written: Written, models: ModelSet) -> tuple[str,
         told = written.strip()
         ids, count = reading.from_text(told)
     elif isinstance(written, Mapping):
-        told = ", ".join(f"{id}: {short(on).lower()}" for id, on in written.items())
+        told = ", ".join(f"{id}: {(on if isinstance(on, str) else short(on)).lower()}" for id, on in written.items())
         ids, count = reading.from_switches(written), None
     else:
         told = ", ".join(item if isinstance(item, str) else short(item) for item in written)

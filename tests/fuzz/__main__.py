@@ -7,7 +7,6 @@ libFuzzer, led by what of the readers they reach, instead of by chance alone (pi
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -36,7 +35,7 @@ def main() -> int:
     parser.add_argument("--target", help="cases of this target alone")
     parser.add_argument("--atheris", type=int, default=0, metavar="RUNS", help="more cases, led by coverage")
     typed = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=IN_MEMORY if os.path.isdir(IN_MEMORY) else None) as place:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY if Path(IN_MEMORY).is_dir() else None) as place:
         targets = Targets(corpus(Path(place) / "corpus"), Path(place))
         if typed.only:
             seed, number = map(int, typed.only.split(":"))

@@ -91,7 +91,7 @@ def _kept(full: dict[str, Any]) -> dict[str, Any]:
 
 
 def _end(table: dict[str, Any]) -> int:
-    return max(one["data_offsets"][1] for key, one in table.items() if key != "__metadata__")
+    return max(int(one["data_offsets"][1]) for key, one in table.items() if key != "__metadata__")
 
 
 def _by_web_ui() -> dict[str, str]:

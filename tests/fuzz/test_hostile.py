@@ -114,7 +114,7 @@ def test_a_shape_of_very_many_lengths_is_refused_before_they_are_multiplied() ->
 
 def test_composites_that_name_two_others_each_are_added_up_once() -> None:
     """Forty of them lead to a million million models."""
-    composites = {f"c{n}": (f"a{n + 1}", f"b{n + 1}") for n in range(40)}
+    composites: dict[str, tuple[str, ...]] = {f"c{n}": (f"a{n + 1}", f"b{n + 1}") for n in range(40)}
     composites |= {f"{side}{n}": (f"c{n}", id) for n in range(1, 40) for side, id in (("a", "01"), ("b", "02"))}
     composites |= {"a40": ("01",), "b40": ("02",)}
     shares = ModelSet(MODELS.paths, composites).shares(["c0"])
