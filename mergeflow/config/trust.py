@@ -96,15 +96,18 @@ def _is_plugin(name: str) -> bool:
     return name in Plugins.instance().class_name_to_class
 
 
-def _listed(name: str) -> bool:
-    """Whether the user's list has it."""
+def _asked(name: str) -> bool:
+    """Whether the user's list has it, or the command itself names it."""
+    typed = [argument.partition("=")[2] for argument in sys.argv[1:]]
+    if any(re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", value) for value in typed):
+        return True
     listed = [one.strip() for one in os.environ.get(TARGETS, "").split(",") if one.strip()]
     return any(name == one or (one.endswith(".") and name.startswith(one)) for one in listed)
 
 
 def _guarded(resolve: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(target: Any, full_key: str) -> Any:
-        if isinstance(target, str) and not (KNOWN_TARGETS.fullmatch(target) or _is_plugin(target) or _listed(target)):
+        if isinstance(target, str) and not (KNOWN_TARGETS.fullmatch(target) or _is_plugin(target) or _asked(target)):
             raise ConfigError(_refusal(target))
         return resolve(target, full_key)
 
@@ -114,7 +117,7 @@ def _guarded(resolve: Callable[..., Any]) -> Callable[..., Any]:
 
 def _guarded_logging(resolve: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(self: Any, name: str) -> Any:
-        if not (KNOWN_LOGGING.fullmatch(name) or _listed(name)):
+        if not (KNOWN_LOGGING.fullmatch(name) or _asked(name)):
             raise ConfigError(_refusal(name))
         return resolve(self, name)
 

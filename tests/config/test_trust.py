@@ -77,9 +77,18 @@ def test_what_is_typed_is_trusted_beside_a_config_of_others(call: Call, words: l
     assert "the objective says" in done.out
 
 
+def test_a_callback_that_is_typed_is_called(call: Call, words: list[str]) -> None:
+    Witness.made.clear()
+    typed = "+hydra.callbacks.x={_target_: tests.config.test_trust.Witness, command: typed}"
+    done = call(*words, typed, "selection.models=1,2", "job=plan")
+    assert done.code == 0, done.err
+    assert Witness.made == ["typed"]
+
+
 def test_what_is_in_the_users_list_is_called(
     call: Call, words: list[str], theirs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    Witness.made.clear()
     (theirs / "x.yaml").write_text(f"# @package _global_\n{CALLBACK % 'tests.config.test_trust.Witness'}\n")
     monkeypatch.setenv(TARGETS, "other., tests.config.test_trust.Witness")
     done = call("-cd", "theirs", *words, "experiment=x", "selection.models=1,2", "job=plan")

@@ -43,11 +43,10 @@ def main() -> int:
             print(f"{name}: {outcome}")  # noqa: T201 - it is what was asked for
             return 0
         failed = by_chance(targets, typed.seed, typed.cases, typed.target)
-    if typed.atheris:
-        if find_spec("atheris") is None:
+        if typed.atheris and find_spec("atheris") is None:
             tell("atheris is not installed, so no cases were led by coverage; pip install 'mergeflow[fuzz]'")
-        elif not failed:
-            failed = led(typed.atheris, typed.seed)
+        elif typed.atheris and not failed:
+            failed = led(typed.atheris, typed.seed, targets.corpus, Path(place))
     return 1 if failed else 0
 
 

@@ -7,6 +7,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from tests.fuzz.mutation import encoded, file_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.fuzz.corpus import Corpus
 
 PROGRAM = """
 import atheris, json, sys
@@ -31,7 +40,8 @@ def once(data):
         act = lambda: Safetensors().parse(reading(whole), len(whole))
     else:
         text = data.decode("utf-8", "replace")
-        told = {"mergeflow": text, "sd_merge_recipe": text, "sd_merge_models": text}
+        recipe, _, models = text.partition(chr(10))
+        told = {"mergeflow": text, "sd_merge_recipe": recipe, "sd_merge_models": models or recipe}
         if kind < b"\\xd0":
             act = lambda: Replay(told, "/f.safetensors", MODELS)
         else:
@@ -43,7 +53,26 @@ atheris.Fuzz()
 """
 
 
-def led(runs: int, seed: int) -> int:
-    """So many cases; what libFuzzer says of them is printed, and its exit code returned: 0 if all were held."""
-    arguments = [f"-runs={runs}", f"-seed={seed}", "-max_len=4096", "-print_final_stats=1", "-verbosity=1"]
+KINDS = {"file": b"\x00", "header": b"\x60", "recipe": b"\xa0", "web UI": b"\xd0"}
+"""The first byte of a case, which says who is given the others."""
+
+
+def led(runs: int, seed: int, corpus: Corpus, place: Path) -> int:
+    """So many cases, beginning with `corpus`, whose files are put into a new directory of `place`.
+
+    What libFuzzer says of them is printed, and its exit code returned: 0 if all were held.
+    """
+    begins = place / "begins"
+    begins.mkdir()
+    head = encoded(dict(islice(corpus.table.items(), 9)))
+    told = {
+        "file": file_of(head, bytes(9 * 64)),
+        "header": b'{"k":{"dtype":"F16","shape":[0],"data_offsets":[0,0]}}',
+        "recipe": corpus.ours["mergeflow"].encode(),
+        "web UI": b"%s\n%s" % tuple(corpus.webui[key].encode() for key in ("sd_merge_recipe", "sd_merge_models")),
+    }
+    for name, data in told.items():
+        (begins / name).write_bytes(KINDS[name] + data)
+    options = [f"-runs={runs}", f"-seed={seed}", "-max_len=8192", "-print_final_stats=1", "-verbosity=0"]
+    arguments = [*options, f"-artifact_prefix={place}/", str(begins)]
     return subprocess.run([sys.executable, "-c", PROGRAM, *arguments], check=False).returncode
