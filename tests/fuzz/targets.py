@@ -32,7 +32,7 @@ from tests.fuzz.mutation import NAMES, NUMBERS, damaged, encoded, hostile_file, 
 from tests.models import ANY, SMALLEST, request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
     from random import Random
 
@@ -291,11 +291,3 @@ def _changed(metadata: dict[str, str], rng: Random) -> dict[str, str]:
 def _size(told: object) -> int:
     """About how many bytes say that."""
     return len(encoded(told)) if not isinstance(told, str) else len(told)
-
-
-def chosen(targets: Targets, rng: Random, count: int) -> Iterator[tuple[str, Case]]:
-    """So many cases, of every target in its proportion."""
-    names = list(targets.all)
-    weights = [share for _, share in targets.all.values()]
-    for name in rng.choices(names, weights, k=count):
-        yield name, targets.all[name][0](rng)
