@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-long lint bench clean
+.PHONY: demo test test-long fuzz lint bench clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python launch.py overwrite=true
@@ -16,6 +16,14 @@ test: lint
 
 test-long: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m long
+
+# Hostile files, metadata and configs; SEED=N chooses others. Where atheris is installed, ATHERIS more led by coverage.
+CASES   ?= 20000
+SEED    ?= 1
+ATHERIS ?= 100000
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED) --atheris $(ATHERIS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -13,7 +13,8 @@ from mergeflow.execute.digest import digest_of_tensors
 from mergeflow.execute.journal import Entry, head, lines, parse
 from mergeflow.execute.takeover import AFRESH, extents, has_head, proved, usable
 from mergeflow.plan.identity import identities
-from mergeflow.tensors import si_bytes, some
+from mergeflow.tensors import si_bytes
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

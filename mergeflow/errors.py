@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
+MOST_TOLD = 100
+"""Of several errors, so many are told one by one: a file that anybody may have written can hold thousands."""
+
+
 class MergeflowError(Exception):
     """The root of every error that mergeflow raises on purpose."""
 
@@ -109,7 +113,10 @@ class Problems(MergeflowError):
 
     def __init__(self, errors: Sequence[MergeflowError]) -> None:
         self.errors = tuple(errors)
-        lines = "\n".join(f"  - {error}" for error in self.errors)
+        told = [f"  - {error}" for error in self.errors[:MOST_TOLD]]
+        if len(self.errors) > MOST_TOLD:
+            told.append(f"  and {len(self.errors) - MOST_TOLD:,} more")
+        lines = "\n".join(told)
         super().__init__(f"{len(self.errors)} problem(s):\n{lines}")
         self.exit_code = 2 if all(e.exit_code == 2 for e in self.errors) else 1
         self.resumable = all(e.resumable for e in self.errors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -19,7 +20,8 @@ from mergeflow.recipe.resolve import resolve
 from mergeflow.recipe.webui import matched, recorded
 from mergeflow.storage.hashes import HashCache, identities
 from mergeflow.storage.local import list_files
-from mergeflow.tensors import Checkpoint, some
+from mergeflow.tensors import Checkpoint
+from mergeflow.text import LONGEST_PATH, printable, shown, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +40,9 @@ LARGEST_METADATA = 100 << 20
 HASHES = "hashes.json"
 """Beside the outputs: reading whole files takes minutes, and nobody should wait for the same ones twice."""
 
+_PART = re.compile(r"-([0-9]{5})-of-([0-9]{5})\.safetensors$")
+"""How the files of a checkpoint that was cut in several are called."""
+
 Progress: TypeAlias = "Callable[[int], AbstractContextManager[Callable[[int], None]]]"
 """Given so many bytes to read, who is told of the bytes read."""
 
@@ -53,12 +58,17 @@ def open_checkpoint(
     """The checkpoint with its header, or why there is none; messages say what `called` makes of the id."""
     try:
         stat = store.stat(path)
+        if part := _PART.search(path):
+            raise FormatError(
+                f"it is part {int(part[1])} of a checkpoint in {int(part[2])} files, and mergeflow reads checkpoints "
+                "in one; save it as one file first"
+            )
         with _reading(path, store) as read:
             return Checkpoint(id, path, stat, format.parse(read, stat.size))
     except FormatError as error:
-        return FormatError(f"{called(id)}: {path} cannot be used: {error}")
+        return FormatError(f"{shown(called(id))}: {shown(path, LONGEST_PATH)} cannot be used: {error}")
     except MergeflowError as error:
-        return StorageError(f"{called(id)}: {error}")
+        return StorageError(f"{shown(called(id))}: {error}")
 
 
 @contextmanager
@@ -192,5 +202,5 @@ def _saved(read: ReadBytes, size: int) -> dict[str, str]:
 
 def _a_manifest(outputs: Sequence[object]) -> str:
     """What is wrong with a manifest where metadata is expected, and what to give instead."""
-    files = [str(one["file"]) for one in outputs if isinstance(one, dict) and "file" in one]
+    files = [printable(str(one["file"])) for one in outputs if isinstance(one, dict) and "file" in one]
     return f"it is the manifest of a run, which has no recipe; give one of the files beside it: {some(files) or 'none'}"

@@ -177,9 +177,3 @@ def si_bytes(count: float) -> str:
         if abs(count) < 999.995:  # what is printed as 1000.00 belongs to the next unit
             return f"{count:,.2f} {unit}"
     return f"{count / 1000:,.2f} TB"
-
-
-def some(names: list[str], limit: int = 4) -> str:
-    """Names for a message: the first few, and how many more."""
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"

@@ -8,7 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from mergeflow.tensors import DTYPES, LAYOUT_ORDER, OUTPUT_DTYPES, Dtype, TensorInfo, si_bytes, some
+from mergeflow.tensors import DTYPES, LAYOUT_ORDER, OUTPUT_DTYPES, Dtype, TensorInfo, si_bytes
+from mergeflow.text import some
 
 
 def torch_dtype(dtype: Dtype) -> torch.dtype:

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from mergeflow.config import schema
+from mergeflow.config import schema, trust
 from mergeflow.config.jobs import CONF, Outcome, do, say
 from mergeflow.config.words import in_plain_words, quote_texts
 from mergeflow.errors import MergeflowError
@@ -37,7 +37,9 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through; what they mean is said here
     signal.signal(signal.SIGTERM, _interrupt)
     schema.register()
+    trust.guard()
     try:
+        trust.refuse_secrets(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)()
     except KeyboardInterrupt:
         there = f"the outputs of {Outcome.finished} finished job(s) are there, and no other" if Outcome.finished else ""
@@ -49,9 +51,10 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _fail(str(in_plain_words(error, sys.argv[1:])), 2)
     except Exception as error:
-        if Outcome.begun:
+        refusal = trust.refusal_within(error)
+        if Outcome.begun and refusal is None:
             raise
-        _fail(str(in_plain_words(error, sys.argv[1:])), 2)
+        _fail(str(refusal or in_plain_words(error, sys.argv[1:])), 2)
     finally:
         if Outcome.kept:
             from mergeflow.drafts import hint

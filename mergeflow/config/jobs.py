@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from mergeflow.config import schema
+from mergeflow.config import schema, trust
 from mergeflow.config.assembly import to_assembly
 from mergeflow.config.convert import to_architecture, to_config, to_objective, to_pair, to_request
 from mergeflow.config.executor import to_ray_options
@@ -24,7 +24,8 @@ from mergeflow.config.words import misread_numbers
 from mergeflow.errors import MergeflowError, raise_all
 from mergeflow.execute.ray import RayExecutor
 from mergeflow.objective import check, score
-from mergeflow.tensors import some
+from mergeflow.redaction import redacted
+from mergeflow.text import harmless, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,6 +139,7 @@ def read(composed: DictConfig, hydra: Any) -> schema.Config:
     config = to_config(composed)
     if hydra.mode == RunMode.MULTIRUN:
         config.out = runtime.output_dir
+    raise_all(trust.unasked(config, hydra, CONF))
     raise_all(ignored(config, hydra.overrides.task, runtime.choices))
     return config
 
@@ -303,4 +305,4 @@ def _make_demo(directory: str, count: int) -> None:
 
 def say(text: str) -> None:
     """Something for the person who typed, on stderr."""
-    sys.stderr.write(f"mergeflow: {text}\n")
+    sys.stderr.write(f"mergeflow: {harmless(redacted(text))}\n")

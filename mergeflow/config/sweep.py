@@ -33,7 +33,9 @@ from mergeflow.config.jobs import (
     verify,
 )
 from mergeflow.errors import MergeflowError, raise_all
+from mergeflow.redaction import redacted
 from mergeflow.tensors import si_bytes
+from mergeflow.text import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -223,7 +225,7 @@ def _logs(jobs: Sequence[SweepJob]) -> Iterator[None]:
     handlers = []
     for job in jobs:
         handler = logging.FileHandler(Path(job.out) / LOG, encoding="utf-8", errors="backslashreplace")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
         handler.addFilter(_of(job.number))
         root.addHandler(handler)
         handlers.append(handler)
@@ -233,6 +235,11 @@ def _logs(jobs: Sequence[SweepJob]) -> Iterator[None]:
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(redacted(super().format(record)))
 
 
 def _of(number: int) -> logging.Filter:

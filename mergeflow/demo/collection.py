@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from mergeflow.demo.catalogue import DEMO_MODELS, MOST_MODELS, SEED, demo_models
 from mergeflow.errors import StorageError
 from mergeflow.storage.local import DRAFT_SUFFIX, LocalStore
-from mergeflow.tensors import si_bytes, some
+from mergeflow.tensors import si_bytes
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

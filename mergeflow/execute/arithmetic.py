@@ -21,7 +21,8 @@ from mergeflow.methods.means import Means, alone, can_make
 from mergeflow.methods.registry import method_of
 from mergeflow.plan.tiles import PIECE
 from mergeflow.recipe.request import COPY, UNIFORM
-from mergeflow.tensors import Dtype, some
+from mergeflow.tensors import Dtype
+from mergeflow.text import shown, some
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -178,8 +179,8 @@ class Arithmetic:
     def _nothing_left(self, piece: Piece, lost: Tensor) -> NoReturn:
         at = piece.start + int(lost.nonzero()[0])
         raise UnmergeableValues(
-            f"'{piece.strip.key}': no selected model has a finite value at element {at:,}, so there is nothing to "
-            "average; leave the broken models out of the list, or choose nonfinite=propagate"
+            f"'{shown(piece.strip.key)}': no selected model has a finite value at element {at:,}, so there is nothing "
+            "to average; leave the broken models out of the list, or choose nonfinite=propagate"
         )
 
     def _overflow(self, piece: Piece, cell: Cell, method: Method, rows: Rows, out: Tensor, bad: Tensor) -> NoReturn:
@@ -192,8 +193,8 @@ class Arithmetic:
         wider = _wider(value)
         remedy = f"choose dtype={' or dtype='.join(wider)}" if wider else "no dtype of an output holds it"
         raise UnmergeableValues(
-            f"'{piece.strip.key}' overflows {cell.dtype.code}: the value of element {piece.start + at:,} is {value:g}, "
-            f"and {cell.dtype.code} holds up to {torch.finfo(out.dtype).max:,g}; {remedy}"
+            f"'{shown(piece.strip.key)}' overflows {cell.dtype.code}: the value of element {piece.start + at:,} is "
+            f"{value:g}, and {cell.dtype.code} holds up to {torch.finfo(out.dtype).max:,g}; {remedy}"
         )
 
     def _overflow_within(self, piece: Piece, cell: Cell, rows: Rows, at: int) -> NoReturn:
@@ -209,7 +210,7 @@ class Arithmetic:
             + (f", and dtype={' or dtype='.join(wider)}" if wider else "")
         )
         raise UnmergeableValues(
-            f"'{piece.strip.key}' overflows {code} within its tree: element {piece.start + at:,} would come to "
+            f"'{shown(piece.strip.key)}' overflows {code} within its tree: element {piece.start + at:,} would come to "
             f"{value:g}, but a merge on the way makes more of it than the {most:,g} that {code} holds; {remedy}"
         )
 
@@ -221,10 +222,10 @@ class Arithmetic:
                 nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
                 at = piece.start + int((~values.isfinite()).nonzero()[0])
                 counts = " and ".join(f"{n:,} {what}" for n, what in ((nan, "NaN"), (infinite, "infinite")) if n)
-                culprits.append(f"model {self._model(piece, row)} has {counts} value(s) from element {at:,} on")
+                culprits.append(f"model {shown(self._model(piece, row))} has {counts} value(s) from element {at:,} on")
         skip = "" if cell.steps else "nonfinite=skip (mean of the finite values) or "
         raise UnmergeableValues(
-            f"'{piece.strip.key}': {some(culprits)} (first ones found); leave the model out of the list, or "
+            f"'{shown(piece.strip.key)}': {some(culprits)} (first ones found); leave the model out of the list, or "
             f"choose {skip}nonfinite=propagate"
         )
 
@@ -233,11 +234,11 @@ class Arithmetic:
         model, first = self._model(piece, cell.rows[error.row]), self._model(piece, cell.rows[0])
         if error.row == 0:
             raise UnmergeableValues(
-                f"'{piece.strip.key}' is not a tensor to average but one to copy, and {where} of model {model} is "
-                f"{_shown(error.value)}, which {cell.dtype.code} does not hold; leave the model out of the list"
+                f"'{shown(piece.strip.key)}' is not a tensor to average but one to copy, and {where} of model {model} "
+                f"is {_shown(error.value)}, which {cell.dtype.code} does not hold; leave the model out of the list"
             ) from error
         raise UnmergeableValues(
-            f"'{piece.strip.key}' is not a tensor to average, and the models disagree: {where} is "
+            f"'{shown(piece.strip.key)}' is not a tensor to average, and the models disagree: {where} is "
             f"{_shown(error.value)} in model {model}, but {_shown(error.expected)} in model {first}; leave one of them "
             "out of the list, or choose keys.integers=first to take those of the first model"
         ) from error

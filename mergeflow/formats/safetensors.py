@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mergeflow.collector import collector_paused
 from mergeflow.errors import FormatError
-from mergeflow.tensors import DTYPES, LAYOUT_ORDER, Header, Layout, TensorInfo, some
+from mergeflow.tensors import DTYPES, LAYOUT_ORDER, Header, Layout, TensorInfo
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,11 +37,18 @@ METADATA_FIRST = b'{"__metadata__":'
 FIELDS = 3
 """An entry has a dtype, a shape and data_offsets, and nothing else."""
 
+MAX_DIMENSIONS = 64
+"""What computes with tensors has no more, and products of thousands of lengths take minutes."""
+
 LOOKALIKES = {
     b"PK\x03\x04": "it is a zip archive, as torch.save makes them; convert it to safetensors first",
-    b"\x80\x02": "it is a pickle, as torch.save made them; convert it to safetensors first",
+    **{
+        b"\x80" + bytes([protocol]): "it is a pickle, as torch.save made them; convert it to safetensors first"
+        for protocol in range(2, 6)
+    },
     b"GGUF": "it is a GGUF file; it has to be the safetensors file that was made before it",
     b"version ": "it is a Git LFS pointer and not the file itself; run `git lfs pull`",
+    b"{": "it is JSON; a checkpoint in several files, of which this may be the index, must be saved as one file first",
     b"<": "it is a web page; what was downloaded is an error message",
 }
 """What people have under the name of a checkpoint, by its first bytes."""
@@ -123,6 +131,8 @@ class Safetensors:
                 _fail(f"{_show(key)} has the unknown dtype {_show(code)}")
             if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
                 _fail(f"{_show(key)} has a shape or data_offsets that are not lists: {_show(shape)}, {_show(offsets)}")
+            if len(shape) > MAX_DIMENSIONS:
+                _fail(f"{_show(key)} has {len(shape):,} dimensions, and a tensor at most {MAX_DIMENSIONS}")
             count = dtype.itemsize
             for length in shape:
                 if type(length) is not int or length < 0:

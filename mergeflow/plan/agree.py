@@ -13,7 +13,8 @@ from mergeflow.interfaces import SHARES_LIMIT
 from mergeflow.plan.rules import as_the_web_ui_names
 from mergeflow.plan.sources import AGREE, PLAIN, POSITION_IDS, WHOLE, Case, Findings, Models, Wanted, same_shape
 from mergeflow.plan.trees import STANDS_ALONE, TreePart
-from mergeflow.tensors import OUTPUT_DTYPES, Dtype, some
+from mergeflow.tensors import OUTPUT_DTYPES, Dtype
+from mergeflow.text import shown, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -108,7 +109,7 @@ class Agreement:
         if case.spec.marker:
             if holders.ids:
                 findings.problems.append(
-                    f"{case.component}: the marker '{case.key}' is in {some(list(holders.ids))} and not in "
+                    f"{case.component}: the marker '{shown(case.key)}' is in {some(list(holders.ids))} and not in "
                     f"{some(list(others.ids))}: models that predict v and models that predict epsilon must never "
                     "be averaged; leave one kind out of the list"
                 )

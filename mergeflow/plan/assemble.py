@@ -15,7 +15,8 @@ from mergeflow.plan.plan import Cell, Memory, Output, Place, Plan, Strip
 from mergeflow.plan.sources import AGREE
 from mergeflow.plan.tiles import cut, memory_for
 from mergeflow.recipe.request import COPY, REST, Part, Target
-from mergeflow.tensors import LAYOUT_ORDER, Dtype, some
+from mergeflow.tensors import LAYOUT_ORDER, Dtype
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

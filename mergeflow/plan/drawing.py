@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mergeflow.tensors import some
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ from mergeflow.plan.metadata import metadata
 from mergeflow.plan.plan import Cell, Memory, Output, Place, Plan, Strip
 from mergeflow.plan.strips import joined
 from mergeflow.plan.tiles import cut, memory_for
-from mergeflow.tensors import some
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mergeflow.recipe.tree import Tree
     from mergeflow.tensors import Checkpoint
 
+MARGIN = 50
+"""Levels of lists and tables, and calls, that are around a source's recipe when it is written."""
 V_PREDICTION = "v_pred"
 
 
@@ -132,10 +134,17 @@ def _parsed(source: Mapping[str, str]) -> Any:
     """The recipe that a source tells of itself, or None: sources come from anywhere, and say anything."""
     try:
         found = json.loads(source.get("sd_merge_recipe", "null"))
-        as_json(found)
+        as_json(_within(found, MARGIN))
     except (ValueError, RecursionError):
         return None
     return found
+
+
+def _within(value: object, levels: int) -> object:
+    """What is nested so deeply that Python just writes it cannot be written within something else."""
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 def as_json(value: object) -> str:

@@ -7,7 +7,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 from mergeflow.recipe.architecture import KeySpec
-from mergeflow.tensors import some
+from mergeflow.text import shown, some
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -127,5 +127,5 @@ def same_shape(case: Case, models: Models, infos: Sequence[TensorInfo], findings
     common, _ = Counter([info.shape for info in infos]).most_common(1)[0]
     for id, info in zip(models.ids, infos, strict=True):
         if info.shape != common:
-            findings.differs(id, case, f"'{case.key}' is {list(info.shape)}, not {list(common)}")
+            findings.differs(id, case, f"'{shown(case.key)}' is {list(info.shape)}, not {list(common)}")
     return False

@@ -10,7 +10,8 @@ from mergeflow.plan.sources import AGREE, PLAIN, POSITION_IDS, Case, Models, Wan
 from mergeflow.plan.steps import Grown, Refused
 from mergeflow.recipe.request import COPY, PAIRWISE, REST
 from mergeflow.recipe.tree import VAE, Rules
-from mergeflow.tensors import OUTPUT_DTYPES, some
+from mergeflow.tensors import OUTPUT_DTYPES
+from mergeflow.text import shown, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -157,8 +158,8 @@ class TreePart:
         others = listed.where([not there for there in has])
         if case.spec.marker:
             self._findings.notes.append(
-                f"{case.component}: the marker '{case.key}' is not in {some(list(others.ids), 12)}, and web UIs merge "
-                "models that predict v with models that predict epsilon without a word; the result is neither"
+                f"{case.component}: the marker '{shown(case.key)}' is not in {some(list(others.ids), 12)}, and web UIs "
+                "merge models that predict v with models that predict epsilon without a word; the result is neither"
             )
         else:
             self._findings.lacking(others, case, self._alone, fatal=False)

@@ -15,7 +15,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from mergeflow.errors import ConfigError, raise_all
-from mergeflow.tensors import OUTPUT_DTYPES, some
+from mergeflow.tensors import OUTPUT_DTYPES
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

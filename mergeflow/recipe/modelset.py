@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING
 
 from mergeflow.errors import ConfigError, MergeflowError, SelectionError, raise_all
 from mergeflow.recipe.ids import natural, nearest, normal
-from mergeflow.tensors import some
+from mergeflow.text import shown, some
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 ID_PLACE = "{id}"
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+PICKLED = "; .ckpt, .pt and .bin files can run code when they are loaded, so convert them to safetensors first"
+DEEPEST = 100
+"""Composites within each other; nobody's collection has ten."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class ModelSet:
 
     def unknown(self, id: str) -> str:
         """That there is no such id, and which one is nearest."""
-        return f"'{id}' is not in {self.place or 'the model set'}{nearest(id, self._spelling.values())}"
+        return f"'{shown(id)}' is not in {self.place or 'the model set'}{nearest(id, self._spelling.values())}"
 
     def shares(self, entries: Iterable[str]) -> dict[str, Fraction]:
         """The exact share of every checkpoint when all `entries` have equal shares.
@@ -53,12 +57,7 @@ class ModelSet:
         A composite is one entry whose share is divided equally among its members. A checkpoint that is
         reached in two ways has the sum. The order is that in which checkpoints are first reached.
         """
-        listed = [self.find(entry) for entry in entries]
-        total: dict[str, Fraction] = {}
-        for entry in listed:
-            for id, share in self._divide(entry, Fraction(1, len(listed)), ()):
-                total[id] = total.get(id, Fraction(0)) + share
-        return total
+        return self._together([self.find(entry) for entry in entries], ())
 
     def members(self, id: str) -> tuple[str, ...]:
         """The checkpoints that `id` stands for: itself, or what its composite leads to."""
@@ -68,19 +67,35 @@ class ModelSet:
     def _spelling(self) -> Mapping[str, str]:
         return {normal(id): id for id in (*self.paths, *self.composites)}
 
-    def _divide(self, id: str, share: Fraction, above: tuple[str, ...]) -> Iterator[tuple[str, Fraction]]:
+    @cached_property
+    def _divided(self) -> dict[str, dict[str, Fraction]]:
+        """What composites lead to, as far as anybody has asked: twenty that name two others each lead to a million."""
+        return {}
+
+    def _together(self, listed: Sequence[str], above: tuple[str, ...]) -> dict[str, Fraction]:
+        total: dict[str, Fraction] = {}
+        for id in listed:
+            for leaf, share in self._divide(id, above).items():
+                total[leaf] = total.get(leaf, Fraction(0)) + share / len(listed)
+        return total
+
+    def _divide(self, id: str, above: tuple[str, ...]) -> dict[str, Fraction]:
         if id in above:
-            raise ConfigError(f"composite '{id}' contains itself: {' > '.join((*above, id))}")
+            raise ConfigError(f"composite '{shown(id)}' contains itself: {' > '.join(map(shown, (*above, id)))}")
         if id not in self.composites:
-            yield id, share
-            return
-        members = self.composites[id]
-        for member in members:
-            if member not in self:
-                raise SelectionError(
-                    f"composite '{id}' has the member '{member}', which is not in {self.place or 'the model set'}"
-                )
-            yield from self._divide(self.find(member), share / len(members), (*above, id))
+            return {id: Fraction(1)}
+        if id not in self._divided:
+            if len(above) >= DEEPEST:
+                raise ConfigError(f"composite '{shown(id)}' lies within {DEEPEST} others; name its members instead")
+            members = self.composites[id]
+            for member in members:
+                if member not in self:
+                    raise SelectionError(
+                        f"composite '{shown(id)}' has the member '{shown(member)}', which is not in "
+                        f"{self.place or 'the model set'}"
+                    )
+            self._divided[id] = self._together([self.find(member) for member in members], (*above, id))
+        return self._divided[id]
 
 
 def model_set(
@@ -96,9 +111,9 @@ def model_set(
     raised together: an id with two files, a composite that is a file too, or has no members, or one twice.
     """
     matcher = _matcher(pattern)
-    seen = sorted(names)
+    listed = sorted(names)
     found: list[tuple[str, str]] = []
-    for path in seen:
+    for path in listed:
         match = matcher.fullmatch(path.rpartition("/")[2])
         if match:
             found.append((match["id"], path))
@@ -106,9 +121,12 @@ def model_set(
     found.sort(key=lambda item: (natural(normal(item[0])), item))
     problems: list[MergeflowError] = []
     if not found:
-        what = f"none of its {len(seen):,} files matches '{pattern}'" if seen else "it holds no files"
-        example = f" ('{seen[0].rpartition('/')[2]}' is one of them)" if seen else ""
-        problems.append(ConfigError(f"no models in {place}: {what}{example}; set models.dir or models.pattern"))
+        what = f"none of its {len(listed):,} files matches '{pattern}'" if listed else "it holds no files"
+        example = f" ('{shown(listed[0].rpartition('/')[2])}' is one of them)" if listed else ""
+        pickled = PICKLED if any(name.endswith(PICKLES) for name in listed) else ""
+        problems.append(
+            ConfigError(f"no models in {place}: {what}{example}{pickled}; set models.dir or models.pattern")
+        )
     problems += _twice(found, composites)
     made = ModelSet(dict(found), {id: tuple(members) for id, members in composites.items()}, place)
     problems += _composite_problems(made)
@@ -132,20 +150,20 @@ def _twice(found: Iterable[tuple[str, str]], composites: Iterable[str]) -> Itera
         by_id.setdefault(normal(id), []).append(path)
     for id, paths in by_id.items():
         if len(paths) > 1:
-            yield ConfigError(f"id '{id}' has {len(paths)} files: {some(paths)}; rename or remove all but one")
+            yield ConfigError(f"id '{shown(id)}' has {len(paths)} files: {some(paths)}; rename or remove all but one")
     first: dict[str, str] = {}
     for composite in composites:
         if normal(composite) in by_id:
-            yield ConfigError(f"'{composite}' is both a file and a composite; rename the composite")
+            yield ConfigError(f"'{shown(composite)}' is both a file and a composite; rename the composite")
         other = first.setdefault(normal(composite), composite)
         if other != composite:
-            yield ConfigError(f"composites '{other}' and '{composite}' have the same id; rename one")
+            yield ConfigError(f"composites '{shown(other)}' and '{shown(composite)}' have the same id; rename one")
 
 
 def _composite_problems(models: ModelSet) -> Iterator[MergeflowError]:
     """A composite may name models that this collection lacks: that matters only to who selects it."""
     for id, members in models.composites.items():
         if not members:
-            yield ConfigError(f"composite '{id}' has no members")
+            yield ConfigError(f"composite '{shown(id)}' has no members")
         if len({normal(member) for member in members}) != len(members):
-            yield ConfigError(f"composite '{id}' names a member twice: {', '.join(members)}")
+            yield ConfigError(f"composite '{shown(id)}' names a member twice: {some(list(members), 12)}")

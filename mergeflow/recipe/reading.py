@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from mergeflow.errors import ConfigError
 from mergeflow.recipe.request import Integers, Keys, Missing, Nonfinite, Policies, PositionIds, Surplus
-from mergeflow.recipe.webui.naming import printable
+from mergeflow.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from mergeflow.errors import ConfigError, MergeflowError, raise_all
 from mergeflow.recipe.ids import nearest
 from mergeflow.recipe.tree import INPUTS, Formula, Node, Tree
-from mergeflow.tensors import some
+from mergeflow.text import short, shown, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ def read_merges(nodes: Mapping[str, object], vae: str | None) -> dict[str, Merge
     problems: list[MergeflowError] = []
     for name, written in nodes.items():
         try:
-            merges[name] = _merge(f"recipe.nodes.{name}", written, vae)
+            merges[name] = _merge(f"recipe.nodes.{shown(name)}", written, vae)
         except ConfigError as error:
             problems.append(error)
     raise_all(problems)
@@ -60,15 +60,17 @@ def _merge(where: str, written: object, vae: str | None) -> Merge:
         raise ConfigError(f"{where} has {some(unknown)}; a merge has {', '.join(FIELDS)}")
     formula = told.get("formula", "weighted_sum")
     if not isinstance(formula, str) or formula not in INPUTS:
-        raise ConfigError(f"{where} has the formula {formula!r}; choose {', '.join(INPUTS)}")
+        raise ConfigError(f"{where} has the formula {short(formula)}; choose {', '.join(INPUTS)}")
     letters = ("a", "b", "c")[: INPUTS[formula]]
     if any(letter not in told for letter in letters) or any(
         letter in told for letter in "abc" if letter not in letters
     ):
-        raise ConfigError(f"{where}: {formula} takes {', '.join(letters)}, and this has {', '.join(told) or 'nothing'}")
+        raise ConfigError(
+            f"{where}: {formula} takes {', '.join(letters)}, and this has {some(list(told), 8) or 'nothing'}"
+        )
     save_half, bake = told.get("save_half", True), told.get("bake", vae)
     if not isinstance(save_half, bool):
-        raise ConfigError(f"{where} has save_half {save_half!r}; write true or false")
+        raise ConfigError(f"{where} has save_half {short(save_half)}; write true or false")
     return Merge(
         tuple(_name(where, letter, told[letter]) for letter in letters),
         _multiplier(where, told.get("multiplier", 0.5)),
@@ -80,7 +82,7 @@ def _merge(where: str, written: object, vae: str | None) -> Merge:
 
 def _name(where: str, field: str, written: object) -> str:
     if isinstance(written, bool) or not isinstance(written, str | int):
-        raise ConfigError(f"{where} has {written!r} as {field}, where a model or another merge is named")
+        raise ConfigError(f"{where} has {short(written)} as {field}, where a model or another merge is named")
     return str(written)
 
 
@@ -90,12 +92,7 @@ def _multiplier(where: str, written: object) -> float:
             return float(written)
     except OverflowError:
         pass
-    raise ConfigError(f"{where} has the multiplier {_short(written)}, which is no number to multiply by")
-
-
-def _short(written: object) -> str:
-    text = repr(written)
-    return text if len(text) <= 24 else f"{text[:16]}..."
+    raise ConfigError(f"{where} has the multiplier {short(written, 24)}, which is no number to multiply by")
 
 
 def recorded_tree(merges: Mapping[str, Merge], models: ModelSet) -> Tree:
@@ -115,7 +112,7 @@ def recorded_tree(merges: Mapping[str, Merge], models: ModelSet) -> Tree:
             try:
                 leaves[wanted] = _checkpoint(wanted, models)
             except MergeflowError as error:
-                problems.append(ConfigError(f"recipe.nodes.{name}: {error}"))
+                problems.append(ConfigError(f"recipe.nodes.{shown(name)}: {error}"))
     problems += _unknown({wanted: name for wanted, name in named.items() if wanted not in models}, merges, models)
     taken = {wanted for merge in merges.values() for wanted in merge.inputs}
     tops = [name for name in merges if name not in taken]
@@ -186,14 +183,18 @@ def _unknown(named: Mapping[str, str], merges: Mapping[str, Merge], models: Mode
     known = (*merges, *models.paths, *models.composites)
     for id, name in named.items():
         if id in merges:
-            yield ConfigError(f"recipe.nodes.{name}: '{id}' is a merge, and only the VAE of a model is baked in")
+            yield ConfigError(
+                f"recipe.nodes.{shown(name)}: '{shown(id)}' is a merge, and only the VAE of a model is baked in"
+            )
         else:
             what = f"is neither a merge of the recipe nor in {models.place}"
-            yield ConfigError(f"recipe.nodes.{name}: '{id}' {what}{nearest(id, known)}")
+            yield ConfigError(f"recipe.nodes.{shown(name)}: '{shown(id)}' {what}{nearest(id, known)}")
 
 
 def _checkpoint(id: str, models: ModelSet) -> str:
     found = models.find(id)
     if found in models.composites:
-        raise ConfigError(f"'{found}' is a composite of {', '.join(models.composites[found])}; name one model")
+        raise ConfigError(
+            f"'{shown(found)}' is a composite of {some(list(models.composites[found]), 12)}; name one model"
+        )
     return found

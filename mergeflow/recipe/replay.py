@@ -33,9 +33,9 @@ from mergeflow.recipe.request import (
     RecordedFile,
     Target,
 )
-from mergeflow.recipe.tree import INPUTS, Arithmetic, Node, Rules, Scalars, Tree, of_vae_alone
-from mergeflow.recipe.webui.naming import printable
-from mergeflow.tensors import OUTPUT_DTYPES, some
+from mergeflow.recipe.tree import INPUTS, MOST_MERGES, Arithmetic, Node, Rules, Scalars, Tree, of_vae_alone
+from mergeflow.tensors import OUTPUT_DTYPES
+from mergeflow.text import printable, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -233,7 +233,9 @@ class Replay:
         told = mapping(told)
         leaves = tuple(self._at(id) for id in listed(told["leaves"]))
         nodes: list[Node] = []
-        for written in listed(told["nodes"]):
+        if len(listed(told["nodes"])) > MOST_MERGES:
+            raise Unreadable(f"a tree has {len(told['nodes']):,} merges, and {MOST_MERGES:,} at most are replayed")
+        for written in told["nodes"]:
             if len(listed(written)) != len(Node._fields):
                 raise Unreadable(f"{short(written)} is no node")
             name, inputs, multiplier, formula, save_half, bake = written

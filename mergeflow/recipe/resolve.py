@@ -14,7 +14,8 @@ from mergeflow.recipe.selection import parse_selection
 from mergeflow.recipe.series import expanded, with_base_file, written_list
 from mergeflow.recipe.shapes import TreeOptions, grow, multiplier_problems
 from mergeflow.recipe.tree import VAE, of_vae_alone
-from mergeflow.tensors import OUTPUT_DTYPES, some
+from mergeflow.tensors import OUTPUT_DTYPES
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from mergeflow.errors import MergeflowError, SelectionError
-from mergeflow.tensors import some
+from mergeflow.text import short, shown, some
 
 if TYPE_CHECKING:
     from mergeflow.recipe.modelset import ModelSet
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Written: TypeAlias = str | Sequence[object] | Mapping[str, object]
 """A selection before it is read."""
 
+LONGEST_LIST = 5000
+"""Characters of a list that a message shows; 257 models take a thousand."""
+LARGEST = 10**18
+"""Of an id that YAML reads as a number."""
 FEW = 2
 """Unknown ids; more of them are a list made for other models, and no slips of the hand."""
 
@@ -38,13 +42,13 @@ def parse_selection(name: str, written: Written, models: ModelSet) -> tuple[str,
     """
     reading = _Reading(models)
     if isinstance(written, str):
-        shown = written.strip()
-        ids, count = reading.from_text(shown)
+        told = written.strip()
+        ids, count = reading.from_text(told)
     elif isinstance(written, Mapping):
-        shown = ", ".join(f"{id}: {str(on).lower()}" for id, on in written.items())
+        told = ", ".join(f"{id}: {(on if isinstance(on, str) else short(on)).lower()}" for id, on in written.items())
         ids, count = reading.from_switches(written), None
     else:
-        shown = ", ".join(str(item) for item in written)
+        told = ", ".join(item if isinstance(item, str) else short(item) for item in written)
         ids, count = reading.from_list(written)
     problems = reading.problems
     if reading.excepted is not None and _negative(count):
@@ -55,7 +59,9 @@ def parse_selection(name: str, written: Written, models: ModelSet) -> tuple[str,
     elif not ids and not problems:
         problems.append("it selects no model")
     if problems:
-        raise SelectionError(f"selection '{name}': {'; '.join(problems)}; the list is: {shown or '(empty)'}")
+        raise SelectionError(
+            f"selection '{name}': {'; '.join(problems)}; the list is: {shown(told, LONGEST_LIST) or '(empty)'}"
+        )
     return tuple(ids)
 
 
@@ -88,8 +94,10 @@ class _Reading:
         """The ids in a list, whose last item may end with a count, or be one."""
         items = []
         for item in written:
-            if isinstance(item, bool) or not isinstance(item, str | int):
-                self.problems.append(f"YAML reads {item!r} as neither text nor a whole number; put the id into quotes")
+            if isinstance(item, bool) or not isinstance(item, str | int) or (isinstance(item, int) and item > LARGEST):
+                self.problems.append(
+                    f"YAML reads {short(item)} as neither text nor a whole number; put the id into quotes"
+                )
             else:
                 items.append(str(item))
         if not items:
@@ -103,7 +111,7 @@ class _Reading:
         """The ids that are `true`; those that are not must exist as well."""
         for id, on in written.items():
             if not isinstance(on, bool):
-                self.problems.append(f"'{id}' is {on!r}; write true or false")
+                self.problems.append(f"'{shown(id)}' is {short(on)}; write true or false")
         self._ids(list(written))
         return [self.models.find(item) for item, on in written.items() if on is True and item in self.models]
 
@@ -137,7 +145,7 @@ class _Reading:
             elif not item:
                 self.problems.append("a place is empty (write -- for a model that is left out)")
             elif "," in item:
-                self.problems.append(f"'{item}' is one item of a list; write its ids as items of their own")
+                self.problems.append(f"'{shown(item)}' is one item of a list; write its ids as items of their own")
             else:
                 unknown.append(item)
         self.problems += self._none_of(unknown)

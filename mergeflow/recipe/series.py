@@ -13,7 +13,7 @@ from mergeflow.errors import ConfigError, MergeflowError, raise_all
 from mergeflow.recipe.ids import nearest
 from mergeflow.recipe.request import PAIRWISE, Member, PartRequest, TargetRequest
 from mergeflow.recipe.selection import parse_selection
-from mergeflow.tensors import some
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

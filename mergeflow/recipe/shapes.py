@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from mergeflow.errors import ConfigError
 from mergeflow.recipe.ids import nearest
 from mergeflow.recipe.tree import Node, Tree
-from mergeflow.tensors import some
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

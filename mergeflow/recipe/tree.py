@@ -22,6 +22,8 @@ Scalars = Literal["opmath", "half"]
 
 VAE = "first_stage_model."
 """What the keys of a VAE start with in a checkpoint."""
+MOST_MERGES = 1000
+"""Of a tree that a file tells: what each checkpoint contributes is a fraction whose digits grow with every merge."""
 INPUTS = {"weighted_sum": 2, "add_difference": 3, "no_interpolation": 1}
 """How many places each formula merges: A, B and C."""
 

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from mergeflow.compare.ulp import BOUNDS
 from mergeflow.report.comparison_json import NAME
-from mergeflow.tensors import si_bytes, some
+from mergeflow.tensors import si_bytes
+from mergeflow.text import LONGEST_PATH, shown, some
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +65,7 @@ def _facts(comparison: Comparison) -> Table:
     rows = _plain()
     for side in (comparison.a, comparison.b):
         tensors = _count(len(side.header.tensors), "tensor")
-        rows.add_row(side.id, side.path)
+        rows.add_row(side.id, shown(side.path, LONGEST_PATH))
         rows.add_row("", f"{si_bytes(side.stat.size)}, {tensors}: {_dtypes(side)}")
     rows.add_row("result", verdict(comparison))
     rate = comparison.bytes_read / 1e9 / max(comparison.seconds, 1e-9)
@@ -148,7 +149,7 @@ def _peaks(comparison: Comparison) -> Table:
 
 def _add_peak(rows: Table, label: str, size: str, peak: Peak) -> None:
     rows.add_row(label, f"{size}: a has {peak.a:.9g}, b has {peak.b:.9g}")
-    rows.add_row("", f"in element {peak.element:,} of {peak.key}")
+    rows.add_row("", f"in element {peak.element:,} of {shown(peak.key)}")
 
 
 def _mismatches(total: Difference) -> Table:
@@ -156,7 +157,7 @@ def _mismatches(total: Difference) -> Table:
     rows = _plain()
     for label, keys in (("only in a", total.only_a), ("only in b", total.only_b)):
         _add_keys(rows, label, keys)
-    shapes = [f"{match.key}: {list(match.a.shape)} and {list(match.b.shape)}" for match in total.shapes]
+    shapes = [f"{shown(match.key)}: {list(match.a.shape)} and {list(match.b.shape)}" for match in total.shapes]
     _add_keys(rows, "shapes", shapes)
     if total.dtypes:
         kinds = Counter((match.a.dtype.code, match.b.dtype.code) for match in total.dtypes)
@@ -167,7 +168,7 @@ def _mismatches(total: Difference) -> Table:
 
 def _add_keys(rows: Table, label: str, names: Sequence[str], limit: int = 3) -> None:
     for number, name in enumerate(names[:limit]):
-        rows.add_row("" if number else label, name)
+        rows.add_row("" if number else label, shown(name))
     if len(names) > limit:
         rows.add_row("", f"and {len(names) - limit:,} more, in {NAME}")
 
@@ -180,7 +181,7 @@ def _worst(comparison: Comparison) -> Table:
     for tensor in comparison.worst():
         found = tensor.statistics
         size = "NaN, inf" if found.nonfinite else _number(found.relative_l2)
-        made.add_row(size, share_of(found.differing, found.elements), tensor.key)
+        made.add_row(size, share_of(found.differing, found.elements), shown(tensor.key))
     return made
 
 

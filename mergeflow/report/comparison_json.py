@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mergeflow import __version__
 from mergeflow.compare.ulp import BOUNDS
 from mergeflow.errors import StorageError
+from mergeflow.redaction import redacted_data
 
 if TYPE_CHECKING:
     from mergeflow.compare.result import Comparison, Difference, KeyDifference
@@ -53,7 +54,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 def write_json(content: dict[str, Any], directory: str, name: str = NAME) -> Path:
     """Put `content` into `directory`, which is made if need be, as `name`; raises `StorageError`."""
     path = Path(directory) / name
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(redacted_data(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(path, text.encode(errors="backslashreplace"))  # file names need not be text
     return path
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeflow import __version__
 from mergeflow.plan.pace import estimate, in_words
+from mergeflow.redaction import redacted_data
 
 if TYPE_CHECKING:
     from mergeflow.merge import Result
@@ -87,7 +88,7 @@ def write_manifest(content: dict[str, Any], directory: str) -> Path:
     """Put `content` into `directory`, whole or not at all."""
     path = Path(directory) / NAME
     draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(redacted_data(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     draft.replace(path)
     return path
 

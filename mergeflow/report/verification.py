@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeflow import __version__
-from mergeflow.tensors import si_bytes, some
+from mergeflow.tensors import si_bytes
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

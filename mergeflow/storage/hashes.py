@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import stat as kinds
 import time
 from collections import deque
 from contextlib import suppress
@@ -33,6 +34,8 @@ BLOCK_BYTES = 4 << 20
 THREADS = 4
 """So many files are read at once: hashing leaves other threads alone, and one disk seldom gains from more."""
 LEGACY_BEGIN, LEGACY_END, LEGACY_DIGITS = 0x100000, 0x110000, 8
+LARGEST_CACHE = 100 << 20
+"""Bytes of the file with hashes: those of 300,000 files."""
 STOP_SECONDS = 1.0
 """How long an interrupted caller waits for threads that may be stuck in a read."""
 
@@ -97,7 +100,11 @@ def _key(path: str) -> str:
 def _read(path: Path) -> Iterator[tuple[str, tuple[int, int, Identity]]]:
     """What a cache holds. It is no more than a convenience: what is wrong in it is read from the files again."""
     try:
-        told = json.loads(path.read_bytes())
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            found = os.fstat(file.fileno())
+            if not kinds.S_ISREG(found.st_mode) or found.st_size > LARGEST_CACHE:
+                raise ValueError(f"it is no file, or has more than {LARGEST_CACHE:,} bytes")
+            told = json.loads(file.read(found.st_size))
         entries = list(told.items())
     except FileNotFoundError:
         return

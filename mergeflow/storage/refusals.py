@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from mergeflow.errors import ReadFailed, StorageError
 from mergeflow.tensors import si_bytes
+from mergeflow.text import LONGEST_PATH, shown
 
 REMEDIES = {
     errno.ENOENT: "does not exist",
@@ -55,23 +56,23 @@ MAY_PASS = (*FAULTS, *SILENCE, *GONE, errno.ESTALE)
 
 def refuse(path: str, error: OSError) -> NoReturn:
     """Raise what the system said of a path."""
-    raise StorageError(f"{path} {_reason(path, error, 'used')}") from error
+    raise StorageError(f"{shown(path, LONGEST_PATH)} {_reason(path, error, 'used')}") from error
 
 
 def refuse_reading(path: str, error: OSError) -> NoReturn:
     """Raise what the system said to a read, or to a look at a file."""
     kind = ReadFailed if error.errno in MAY_PASS or _mount_is_lost(path, error) else StorageError
-    raise kind(f"{path} {_reason(path, error, 'read')}") from error
+    raise kind(f"{shown(path, LONGEST_PATH)} {_reason(path, error, 'read')}") from error
 
 
 def refuse_writing(path: str, error: OSError, descriptor: int = -1) -> NoReturn:
     """Raise what the system said to a write, with what is free and still needed if `descriptor` is that of the file."""
     if error.errno in NO_ROOM:
         raise StorageError(
-            f"{path} cannot be written: {NO_ROOM[error.errno]}{_room(descriptor)}; free some space, or choose another "
-            "out="
+            f"{shown(path, LONGEST_PATH)} cannot be written: {NO_ROOM[error.errno]}{_room(descriptor)}; free some "
+            "space, or choose another out="
         ) from error
-    raise StorageError(f"{path} {_reason(path, error, 'written')}") from error
+    raise StorageError(f"{shown(path, LONGEST_PATH)} {_reason(path, error, 'written')}") from error
 
 
 def _reason(path: str, error: OSError, done: str) -> str:

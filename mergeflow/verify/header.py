@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mergeflow.recipe.reading import short
-from mergeflow.tensors import some
+from mergeflow.text import some
 from mergeflow.verify.result import Finding
 
 if TYPE_CHECKING:

@@ -120,7 +120,10 @@ ODD = {
     "bool": (["01", "02", True], "has the multiplier True, which is no number to multiply by"),
     "nan": (["01", "02", math.nan], "has the multiplier nan, which is no number to multiply by"),
     "infinity": (["01", "02", math.inf], "has the multiplier inf, which is no number to multiply by"),
-    "too large": (["01", "02", 10**400], "has the multiplier 1000000000000000..., which is no number to multiply by"),
+    "too large": (
+        ["01", "02", 10**400],
+        "has the multiplier 1000000000...00000000000, which is no number to multiply by",
+    ),
     "no multiplier": ({"a": "01", "b": "02", "multiplier": None}, "has the multiplier None, which is no number to "),
     "half": ({"a": "01", "b": "02", "save_half": "yes"}, "has save_half 'yes'; write true or false"),
     "nested": ([["01", "02"], "03"], "has ['01', '02'] as a, where a model or another merge is named"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mergeflow.execute.local import Crew
     from mergeflow.execute.shard import Job
-    from mergeflow.interfaces import Draft, Reader, Receipt, Store, Writer
+    from mergeflow.interfaces import Draft, Left, Reader, Receipt, Store, Writer
     from mergeflow.tensors import FileStat
 
 CONTROL = "control"
@@ -129,6 +129,14 @@ class CountingStore:
     def draft(self, path: str, size: int) -> Draft:
         """As the store has it."""
         return self._store.draft(path, size)
+
+    def left(self, path: str) -> Left | None:
+        """As the store has it."""
+        return self._store.left(path)
+
+    def reopen(self, path: str, size: int) -> Draft:
+        """As the store has it."""
+        return self._store.reopen(path, size)
 
     def reader(self, path: str) -> Reader:
         """A file whose reads count."""

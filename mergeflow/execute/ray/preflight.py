@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from mergeflow import __version__
 from mergeflow.errors import FormatError, MergeflowError
 from mergeflow.formats.safetensors import LENGTH_BYTES, header_digest
-from mergeflow.tensors import some
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

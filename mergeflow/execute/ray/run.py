@@ -10,7 +10,7 @@ from mergeflow.execute.ray.clock import Awake
 from mergeflow.execute.ray.ledger import ATTEMPTS, Among, Ledger, Loss
 from mergeflow.execute.ray.nodes import Watch
 from mergeflow.execute.ray.staff import Staff
-from mergeflow.tensors import some
+from mergeflow.text import some
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mergeflow.errors import ConfigError, MergeflowError
 from mergeflow.recipe.webui.merges import GIVEN
-from mergeflow.recipe.webui.naming import comparable, numbered, numbering, printable, stem
-from mergeflow.tensors import some
+from mergeflow.recipe.webui.naming import comparable, numbered, numbering, stem
+from mergeflow.text import printable, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

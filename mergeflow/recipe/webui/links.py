@@ -9,8 +9,8 @@ from mergeflow.errors import ConfigError, MergeflowError
 from mergeflow.recipe.ids import nearest
 from mergeflow.recipe.webui.lineage import UNLISTED, settled
 from mergeflow.recipe.webui.merges import GIVEN, LETTERS, Merge, Model, Recorded, walked
-from mergeflow.recipe.webui.naming import comparable, printable, stem, vocabulary
-from mergeflow.tensors import some
+from mergeflow.recipe.webui.naming import comparable, stem, vocabulary
+from mergeflow.text import printable, some
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mergeflow.errors import MergeflowError, SelectionError, raise_all
-from mergeflow.recipe.tree import Tree
+from mergeflow.errors import ConfigError, MergeflowError, SelectionError, raise_all
+from mergeflow.recipe.tree import MOST_MERGES, Tree
 from mergeflow.recipe.webui.files import File, Files, Vaes
 from mergeflow.recipe.webui.merges import GIVEN
-from mergeflow.recipe.webui.naming import printable
-from mergeflow.tensors import some
+from mergeflow.text import printable, some
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -212,6 +211,11 @@ def _used(found: _Found) -> list[int]:
 def _tree(found: _Found) -> Tree:
     """Leaves as they are met first, merges by level and then as they are met first."""
     used = _used(found)
+    if len(used) > 2 * MOST_MERGES:
+        raise ConfigError(
+            f"'{printable(found.models[0].name)}' was made by merging {len(used):,} models, and trees of up to "
+            f"{2 * MOST_MERGES:,} are replayed; have some of those below as files of their own"
+        )
     leaves: dict[str, int] = {}
     places = {
         number: leaves.setdefault(found.files[number].id, len(leaves)) for number in used if number in found.files

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from mergeflow.errors import FormatError, MergeflowError
-from mergeflow.recipe.webui.naming import printable
+from mergeflow.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -16,7 +16,8 @@ from mergeflow.errors import ConfigError, FormatError
 from mergeflow.recipe.tree import INPUTS, Node
 from mergeflow.recipe.webui.links import linked
 from mergeflow.recipe.webui.merges import Merge, Model, Recorded
-from mergeflow.recipe.webui.naming import MAX_NAME, printable, stem
+from mergeflow.recipe.webui.naming import MAX_NAME, stem
+from mergeflow.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

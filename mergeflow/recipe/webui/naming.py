@@ -38,16 +38,6 @@ def comparable(text: str) -> str:
     return unicodedata.normalize("NFC", text).casefold()
 
 
-def printable(text: str, limit: int = 80) -> str:
-    r"""A name as it may be shown: whoever wrote the metadata may have put anything into it.
-
-    >>> printable("a\x1b[2Jb"), printable("abcdefgh", 6)
-    ('a?[2Jb', 'abc...')
-    """
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: limit + 1])
-    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
-
-
 def own_id(name: str) -> str | None:
     """The id that a name begins with.
 

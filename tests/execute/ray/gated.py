@@ -13,6 +13,8 @@ from mergeflow.storage.local import LocalDraft, LocalStore
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mergeflow.interfaces import Left
+    from mergeflow.storage.notes import NamedDraft
     from mergeflow.tensors import FileStat
 
 BLIND = "MERGEFLOW_TEST_BLIND"
@@ -50,6 +52,14 @@ class GatedStore:
     def draft(self, path: str, size: int) -> LocalDraft:
         """As on disk."""
         return LocalStore().draft(path, size)
+
+    def left(self, path: str) -> Left | None:
+        """As on disk."""
+        return LocalStore().left(path)
+
+    def reopen(self, path: str, size: int) -> LocalDraft | NamedDraft:
+        """As on disk."""
+        return LocalStore().reopen(path, size)
 
     def writer(self, address: str) -> GatedFile:
         """A draft whose writes may wait; that it was opened is noted."""
