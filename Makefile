@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-long lint bench clean
+.PHONY: demo test test-long cluster-test lint bench clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python launch.py overwrite=true
@@ -16,6 +16,10 @@ test: lint
 
 test-long: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m long
+
+# Hosts that are network namespaces: real `ray start` processes, cables that are pulled, machines that lose power. As root.
+cluster-test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
