@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-long fuzz lint bench clean
+.PHONY: demo test test-long fuzz cluster-test lint bench clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python launch.py overwrite=true
@@ -24,6 +24,9 @@ ATHERIS ?= 100000
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED) --atheris $(ATHERIS)
+# Hosts that are network namespaces: real `ray start` processes, cables that are pulled, machines that lose power. As root.
+cluster-test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
