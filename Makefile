@@ -24,6 +24,7 @@ ATHERIS ?= 100000
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED) --atheris $(ATHERIS)
+
 # Hosts that are network namespaces: real `ray start` processes, cables that are pulled, machines that lose power. As root.
 cluster-test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m cluster tests/cluster
