@@ -11,8 +11,9 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 demo: $(VENV)/.installed
 	@$(BIN)/python launch.py overwrite=true
 
+# Tests are divided among as many processes as there are cores; see tests/conftest.py.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 test-long: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m long

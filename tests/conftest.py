@@ -1,8 +1,25 @@
-"""What several tests share: the architectures of `conf/arch/`, and the demo model set, made once."""
+"""What several tests share: the architectures of `conf/arch/`, and the demo model set, made once.
+
+`make test` divides the tests among processes, one for each core, by pytest-xdist; `pytest` alone runs them in one. So:
+
+- **A file stays together.** Whatever its module makes once is made once, and its tests run in their order.
+- **Files that share something dear are one group** in `TOGETHER`, and one process runs them. There is one embedded Ray
+  for all that use the fixture `ray`; that no test uses it elsewhere is checked. A Ray cluster of a test's own is made
+  by a fixture of its module, or of a group of its own, and apart from the embedded one.
+- **What takes longest begins first**, so that no core is idle in the end: a file or a group of more than ten seconds
+  has its place in `LONGEST_FIRST`.
+- **What all processes use is made under `one_at_a_time`** in `common_directory`, as the demo set is; nobody changes it.
+- **The names of the tests are the same in every process**, or xdist refuses them: an id does not show a set, an
+  address, or what the clock says.
+- **The other cores are busy.** A test counts calls, bytes or memory of its own process rather than seconds; where
+  seconds are promised, it measures what takes a small part of them. Signals go to processes that the test has begun.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +44,77 @@ settings.load_profile("patient")
 
 CONF = Path(__file__).parent.parent / "conf"
 
+TOGETHER = {
+    "ray": (
+        "tests/execute/test_ray.py",
+        "tests/launch/test_cli.py",
+        "tests/pairwise/test_engine.py",
+        "tests/test_parity.py",
+        "tests/test_shared_sums.py",
+    ),
+}
+"""Files that one process runs, by the name of their group."""
+LONGEST_FIRST = (
+    "tests/test_docs.py",
+    "ray",
+    "tests/launch/test_sweep.py",
+    "tests/methods/test_pairwise.py",
+    "tests/compare/test_statistics.py",
+    "tests/pairwise/test_trees.py",
+    "tests/config/test_trees.py",
+    "tests/test_memory.py",
+    "tests/config/test_words.py",
+    "tests/launch/test_series.py",
+    "tests/launch/test_select.py",
+    "tests/config/test_convert.py",
+    "tests/config/test_conf.py",
+    "tests/test_demo.py",
+    "tests/methods/test_exact.py",
+)
+"""Files and groups in the order in which they are begun; all others come after them."""
+
+
+def group_of(nodeid: str) -> str:
+    """What one process runs as a whole: the group of a test's file, or the file."""
+    file = nodeid.partition("::")[0]
+    return next((name for name, files in TOGETHER.items() if file in files), file)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring what takes longest to the front; keep a second Ray from being started."""
+    for item in items:
+        if "ray" in getattr(item, "fixturenames", ()) and group_of(item.nodeid) != "ray":
+            raise pytest.UsageError(f"{item.nodeid} uses the embedded Ray; name its file in TOGETHER of {__file__}")
+    place = {name: index for index, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(group_of(item.nodeid), len(place)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By group, in the order of the tests. xdist's own marks for groups have no effect with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByGroup(config, log)
+
+
+def common_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all processes of this run find what one of them has made."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextmanager
+def one_at_a_time(directory: Path) -> Iterator[None]:
+    """Keep the other processes waiting while something is made in a directory of all."""
+    with (directory / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
 
 def described(name: str) -> Architecture:
     return architecture(
@@ -47,9 +135,10 @@ def anything() -> Architecture:
 @pytest.fixture(scope="session")
 def demo_dir(tmp_path_factory: pytest.TempPathFactory, sdxl: Architecture) -> Path:
     """The demo model set. All tests read the same files, so none may write to them."""
-    directory = tmp_path_factory.mktemp("demo")
-    ensure_demo(directory, sdxl)
-    return directory
+    common = common_directory(tmp_path_factory)
+    with one_at_a_time(common):
+        ensure_demo(common / "demo", sdxl)
+    return common / "demo"
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,8 @@ A block of commands is ```bash, or ```console where the output is shown too. Com
 a directory of their own, in which `demo` is the demo model set, `/data` and `/shared` are replaced, and the files that
 the same page shows are there. What shows no output is only planned. Where a command reads what the one before it has
 made, the whole block is carried out, command after command, in a directory that all such blocks share. Shown output
-must appear, line by line and in order; `...` stands for anything.
+must appear, line by line and in order; `...` stands for anything. What the first page shows alone is typed into a
+shell; all else is told to the same program, called within the process of the tests.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import re
 import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,9 +40,7 @@ SEMANTICS = [ROOT / "docs" / "semantics.md", ROOT / "docs" / "trees.md"]
 PICTURES = sorted((ROOT / "docs" / "pictures").iterdir())
 PATIENCE_SECONDS = 120
 FIRST_PAGE = ROOT / "README.md"
-"""Whose commands are processes, as are those of every page that are carried out. All others plan or talk, and are told
-to the same program, called within the process of the tests."""
-
+"""Whose commands are processes, unless their block is carried out."""
 PROGRAM = (("python", "launch.py"), ("mergeflow",), ("make", "demo"))
 """What is run; `make demo` is what its recipe is."""
 CHECKS = ("cmp",)
@@ -91,7 +89,7 @@ class Example(NamedTuple):
     @property
     def is_process(self) -> bool:
         """Whether it is a process of its own."""
-        return self.carried_out or self.page == FIRST_PAGE
+        return self.command.split()[0] in CHECKS or (self.page == FIRST_PAGE and not self.carried_out)
 
 
 class Ended(NamedTuple):
@@ -202,45 +200,48 @@ def merged_by_a_web_ui(demo_dir: Path) -> dict[str, str]:
 
 
 class Shell:
-    """Where commands are typed: those that are processes one after the other in the background, each once."""
+    """Where commands are typed, each once."""
 
     def __init__(self, place: Path, demo_dir: Path, data: Path) -> None:
         self._place = place
         self._demo_dir = demo_dir
         self._data = data
         self._done: dict[tuple[Path, str], Ended] = {}
-        self._background = ThreadPoolExecutor(1)
-        self._processes = {one: self._background.submit(self._process, one) for one in RUN if one.is_process}
 
     def ended(self, example: Example) -> Ended:
-        """What came of a command."""
-        if example.is_process:
-            return self._processes[example].result()
-        here = self._directory(example)
-        with contextlib.chdir(here):
-            done = call(*self._arguments(example, here))
-        return self._told(done.both, done.code, here)
+        """What comes of a command; those before it in a block that is carried out are typed before it."""
+        if example.carried_out:
+            block = [one for one in RUN if one.place == example.place]
+            for before in block[: block.index(example)]:
+                self._typed(before)
+        return self._typed(example)
 
-    def close(self) -> None:
-        """Begin no more commands."""
-        self._background.shutdown(cancel_futures=True)
-
-    def _process(self, example: Example) -> Ended:
-        """What comes of a process; what was typed before, in the same directory, has made what it makes."""
+    def _typed(self, example: Example) -> Ended:
+        """What came of it when it was typed; in a directory that is shared, what it makes may be there already."""
         here = self._directory(example)
         if (here, example.command) not in self._done:
-            check = example.command.split()[0] in CHECKS
-            program = [sys.executable, str(ROOT / "launch.py")]
-            done = subprocess.run(
-                shlex.split(example.command) if check else [*program, *self._arguments(example, here)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                cwd=here,
-                timeout=PATIENCE_SECONDS,
-            )
-            self._done[here, example.command] = self._told(done.stdout, done.returncode, here)
+            output, code = self._process(example, here) if example.is_process else self._call(example, here)
+            told = output.replace(f"{here}/", "/data/").replace(f"{self._data}/", "/data/")
+            self._done[here, example.command] = Ended(told, code)
         return self._done[here, example.command]
+
+    def _call(self, example: Example, here: Path) -> Ended:
+        with contextlib.chdir(here):
+            done = call(*self._arguments(example, here))
+        return Ended(done.both, done.code)
+
+    def _process(self, example: Example, here: Path) -> Ended:
+        check = example.command.split()[0] in CHECKS
+        program = [sys.executable, str(ROOT / "launch.py")]
+        done = subprocess.run(
+            shlex.split(example.command) if check else [*program, *self._arguments(example, here)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=here,
+            timeout=PATIENCE_SECONDS,
+        )
+        return Ended(done.stdout, done.returncode)
 
     def _directory(self, example: Example) -> Path:
         """Where a command is typed: there is `demo`, and the files that the page shows."""
@@ -257,22 +258,13 @@ class Shell:
         # Outputs stay with their command: several commands of a page write to the same directory.
         return [word.replace(f"out={self._data}/", f"out={here}/") for word in arguments_of(example, self._data)]
 
-    def _told(self, output: str, code: int, here: Path) -> Ended:
-        return Ended(output.replace(f"{here}/", "/data/").replace(f"{self._data}/", "/data/"), code)
-
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory, demo_dir: Path, data: Path) -> Iterator[Shell]:
-    opened = Shell(tmp_path_factory.mktemp("shell"), demo_dir, data)
-    yield opened
-    opened.close()
+def shell(tmp_path_factory: pytest.TempPathFactory, demo_dir: Path, data: Path) -> Shell:
+    return Shell(tmp_path_factory.mktemp("shell"), demo_dir, data)
 
 
-@pytest.mark.parametrize(
-    "example",
-    [*(one for one in RUN if not one.is_process), *(one for one in RUN if one.is_process)],  # which have begun by then
-    ids=lambda example: f"{example.place} {example.command[:60]}",
-)
+@pytest.mark.parametrize("example", RUN, ids=lambda example: f"{example.place} {example.command[:60]}")
 def test_a_command_does_what_the_page_shows(example: Example, shell: Shell) -> None:
     output, code = shell.ended(example)
     assert code == example.code, output

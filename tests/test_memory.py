@@ -1,14 +1,15 @@
 """Memory is projected, then held: what a run takes from the machine stays below what its plan has said.
 
 Measured in a process of its own, in which torch is warm: the highest resident set of the run, less what was resident
-before. It counts everything: blocks, scratch, receipts, threads, what allocators keep.
+before. It counts everything: blocks, scratch, receipts, threads, what allocators keep. Such a process is forked from
+one that has loaded torch and done nothing else, since to load it anew takes longer than most of the runs.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
-import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,9 @@ from mergeflow.recipe.request import Budget, Policies, TargetRequest
 from tests.models import request, write_models
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
     from mergeflow.recipe.request import Nonfinite
 
 MIB = 1 << 20
@@ -32,7 +36,9 @@ ROOM = 6 * MIB
 BUDGET = Budget(workers=1, reads_in_flight=3, memory=3 * (SCRATCH + ROOM), io="auto")
 BESIDE = 4 * MIB
 """What the plan does not count: the buffer of the digest (1 MiB), stacks of threads, receipts, pages of code."""
-PROJECT = Path(__file__).parent.parent
+PATIENCE_SECONDS = 120
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload([__name__, "tests.pairwise.test_memory"])
 
 
 class Measured(NamedTuple):
@@ -45,14 +51,34 @@ class Measured(NamedTuple):
 
 def measure(models: Path, policy: Nonfinite = "error", series: int = 0) -> Measured:
     """Merge the models in a process of its own: all of them, or all but one in each target of a series."""
-    command = [sys.executable, "-m", "tests.test_memory", str(models), policy, str(series)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return Measured(*map(int, done.stdout.split()))
+    return in_a_process(probe, models, policy, series)
+
+
+def in_a_process(probe: Callable[..., Measured], *arguments: object) -> Measured:
+    """What `probe` says in a process in which nothing else was done."""
+    here, there = FORKED.Pipe(duplex=False)
+    process = FORKED.Process(target=tell, args=(there, probe, arguments))
+    with here:
+        process.start()
+        there.close()
+        assert here.poll(PATIENCE_SECONDS)
+        told = here.recv()
+    process.join(PATIENCE_SECONDS)
+    process.close()
+    assert isinstance(told, Measured), told
+    return told
+
+
+def tell(there: Connection, probe: Callable[..., Measured], arguments: tuple[object, ...]) -> None:
+    """In that process: say what was measured, or what went wrong."""
+    try:
+        there.send(probe(*arguments))
+    except BaseException:
+        there.send(traceback.format_exc())
 
 
 def probe(models: Path, policy: Nonfinite, series: int) -> Measured:
-    """In that process: warm up, look, merge, look again."""
+    """Warm up, look, merge, look again."""
     model = {"w": torch.full((50,), torch.nan), "v": torch.ones(9).half()}
     tiny = write_models(models / "tiny", {"a": model, "b": model})
     warm(tiny, Policies(nonfinite="propagate"))
@@ -173,7 +199,3 @@ def test_what_is_projected_does_not_depend_on_how_many_or_how_large_the_models_a
     # All fill the budget but for some kB of every row, since a tile ends at a multiple of 4,096 elements.
     assert max(known) <= BUDGET.memory
     assert min(known) > 0.9 * BUDGET.memory
-
-
-if __name__ == "__main__":
-    sys.stdout.write(" ".join(map(str, probe(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))))  # type: ignore[arg-type]

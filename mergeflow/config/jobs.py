@@ -6,6 +6,7 @@ import logging
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from mergeflow.merge import Result
     from mergeflow.objective import Score
     from mergeflow.plan.plan import Plan
+    from mergeflow.recipe.architecture import Architecture
     from mergeflow.recipe.request import Request
 
 log = logging.getLogger(__name__)
@@ -296,11 +298,16 @@ def executor_of(config: schema.Config, plan: Plan) -> Executor:
 
 
 def _make_demo(directory: str, count: int) -> None:
-    """The demo models are SDXL-shaped, whatever architecture they are then looked at with."""
     from mergeflow.demo import ensure_demo
 
+    ensure_demo(directory, _sdxl(), count=count)
+
+
+@cache
+def _sdxl() -> Architecture:
+    """The demo models are SDXL-shaped, whatever architecture they are then looked at with."""
     sdxl = OmegaConf.merge(OmegaConf.structured(schema.Arch), OmegaConf.load(CONF / "arch" / "sdxl.yaml"))
-    ensure_demo(directory, to_architecture(cast("schema.Arch", OmegaConf.to_object(sdxl))), count=count)
+    return to_architecture(cast("schema.Arch", OmegaConf.to_object(sdxl)))
 
 
 def say(text: str) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mergeflow.config.convert import to_config
 from mergeflow.config.words import in_plain_words, misread_numbers, quote_texts
+from tests.program import call
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -427,7 +426,7 @@ def test_the_configs_that_come_with_mergeflow_are_read_as_they_are_written(optio
     ],
 )
 def test_a_mistake_ends_the_program_with_one_line_before_anything_is_made(
-    typed: str, told: str, tmp_path: Path
+    typed: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {
         "selection/broken": "te0: [\n",
@@ -436,10 +435,9 @@ def test_a_mistake_ends_the_program_with_one_line_before_anything_is_made(
     }
     own = written(tmp_path / "own", files)
     (own / "selection" / "latin.yaml").write_bytes(b"te0: \xff\n")
-    command = [sys.executable, str(ROOT / "launch.py"), "-cd", str(own), typed]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+    monkeypatch.chdir(tmp_path)
+    done = call("-cd", str(own), typed)
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.err.splitlines()
     assert told in line
     assert list(tmp_path.iterdir()) == [own]

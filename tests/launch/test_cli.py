@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from safetensors import safe_open
 
+from tests import program
 from tests.program import Done
 
 if TYPE_CHECKING:
@@ -52,11 +53,11 @@ def merged(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 @pytest.fixture(scope="module")
-def x39a(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def x39a(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """What `python launch.py recipe=x39a executor=local` makes of the demo set."""
     out = tmp_path_factory.mktemp("x39a")
-    done = launch(f"models.dir={demo_dir}", f"out={out}", "executor=local", "recipe=x39a", cwd=out)
-    assert done.returncode == 0, done.stderr
+    done = program.call(f"models.dir={demo_dir}", f"out={out}", "executor=local", "recipe=x39a")
+    assert done.code == 0, done.err
     return out / "x39a.safetensors", done
 
 
@@ -136,9 +137,9 @@ def test_one_target_alone_is_the_same_file_as_beside_the_other(
     assert (tmp_path / "out" / X17).read_bytes() == (out / X17).read_bytes()
 
 
-def test_the_plan_reads_headers_writes_nothing_and_explains_itself(demo: list[str], tmp_path: Path) -> None:
-    done = launch(*demo, "job=plan", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_the_plan_reads_headers_writes_nothing_and_explains_itself(demo: list[str], tmp_path: Path, call: Call) -> None:
+    done = call(*demo, "job=plan")
+    assert done.code == 0, done.err
     assert not (tmp_path / "out").exists()
     for line in (
         "te0   uniform of 14 models, written as F16, I64",
@@ -147,7 +148,7 @@ def test_the_plan_reads_headers_writes_nothing_and_explains_itself(demo: list[st
         "vae   model 25 as it is, written as F16",
         "nothing forbids this plan",
     ):
-        assert line in done.stdout
+        assert line in done.out
 
 
 def test_every_problem_of_a_plan_is_told_at_once(demo: list[str], tmp_path: Path, call: Call) -> None:
@@ -318,11 +319,11 @@ def test_the_plan_draws_every_tree_once(demo: list[str], tmp_path: Path, call: C
 
 
 def test_a_recorded_tree_is_merged_and_says_what_it_is_made_of(
-    x39a: tuple[Path, subprocess.CompletedProcess[str]],
+    x39a: tuple[Path, Done],
 ) -> None:
     path, done = x39a
     assert sorted(file.name for file in path.parent.iterdir()) == ["manifest.json", "x39a.safetensors"]
-    assert tensors_sha256(path) in done.stdout
+    assert tensors_sha256(path) in done.out
     with safe_open(path, framework="pt") as file:
         recipe, keys = json.loads(file.metadata()["mergeflow"]), file.keys()
         dtypes = {file.get_slice(key).get_dtype() for key in keys}
@@ -332,7 +333,7 @@ def test_a_recorded_tree_is_merged_and_says_what_it_is_made_of(
 
 
 def test_a_file_is_made_again_from_what_it_says_of_itself(
-    x39a: tuple[Path, subprocess.CompletedProcess[str]], demo: list[str], tmp_path: Path, call: Call
+    x39a: tuple[Path, Done], demo: list[str], tmp_path: Path, call: Call
 ) -> None:
     path, _ = x39a
     done = call(*demo, "recipe=file", f"recipe.file={path}")
@@ -341,19 +342,20 @@ def test_a_file_is_made_again_from_what_it_says_of_itself(
 
 
 def test_two_files_are_compared_in_a_table_a_picture_and_for_programs(
-    x39a: tuple[Path, subprocess.CompletedProcess[str]],
+    x39a: tuple[Path, Done],
     merged: tuple[Path, subprocess.CompletedProcess[str]],
     tmp_path: Path,
+    call: Call,
 ) -> None:
     tree, mean = x39a[0], merged[0] / X17
-    done = launch("job=compare", f"a={tree}", f"b={mean}", "out=compared", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = call("job=compare", f"a={tree}", f"b={mean}", "out=compared")
+    assert done.code == 0, done.err
     out = tmp_path / "compared"
     assert sorted(path.name for path in out.iterdir()) == ["compare.json", "compare.png"]
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
     told = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     assert (told["a"]["name"], told["b"]["name"], told["equal"]) == (tree.name, X17, False)
-    lines = done.stdout.splitlines()
+    lines = done.out.splitlines()
     assert (lines[0], lines[2]) == (f"a       {tree}", f"b       {mean}")
     assert [line.split()[0] for line in lines if line.startswith(("te0", "te1", "vae", "unet", "all"))] == [
         *("te0", "te1", "vae", "unet", "all"),
@@ -362,9 +364,7 @@ def test_two_files_are_compared_in_a_table_a_picture_and_for_programs(
     assert lines[-1] == f"written {out / 'compare.json'} and {out / 'compare.png'}"
 
 
-def test_who_has_read_enough_of_a_comparison_gets_no_traceback(
-    x39a: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_who_has_read_enough_of_a_comparison_gets_no_traceback(x39a: tuple[Path, Done], tmp_path: Path) -> None:
     arguments = command("job=compare", f"a={x39a[0]}", f"b={x39a[0]}", f"out={tmp_path}")
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert process.stdout is not None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +17,9 @@ from tests.recipe.webui.simulator import Checkpoint, File, WebUI
 
 if TYPE_CHECKING:
     from tests.byhand.floats import Scalars
+    from tests.program import Call
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_SECONDS = 120
 VAE = "sd_xl_base_1.0.vae.safetensors"
 RENAMED = {"x16a": "x15a-_x31_x32", "x34a": "x33a-x27ax28a"}
 """Merges whose files were given other names afterwards."""
@@ -40,11 +38,6 @@ class OnDisk(File):
     @property
     def legacy(self) -> str:
         return hashlib.sha256(self.path.read_bytes()[0x100000:0x110000]).hexdigest()[:8]
-
-
-def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "launch.py"), "executor=local", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=PATIENCE_SECONDS)
 
 
 def by_hand(demo: Path) -> Checkpoint:
@@ -72,14 +65,14 @@ def recorded(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_metadata_of_x39a_gives_the_tensors_that_its_config_gives(
-    recorded: Path, demo_dir: Path, tmp_path: Path
+    recorded: Path, demo_dir: Path, tmp_path: Path, call: Call
 ) -> None:
-    common = [f"models.dir={demo_dir}", f"out={tmp_path}"]
-    known = launch(*common, "recipe=x39a", cwd=tmp_path)
-    assert known.returncode == 0, known.stderr
+    common = [f"models.dir={demo_dir}", f"out={tmp_path}", "executor=local"]
+    known = call(*common, "recipe=x39a")
+    assert known.code == 0, known.err
     replay = ["recipe=webui", f"recipe.file={recorded}", "recipe.vae=25", "method=pairwise_torch20"]
-    done = launch(*common, *replay, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = call(*common, *replay)
+    assert done.code == 0, done.err
     assert tensors(tmp_path / "replayed.safetensors") == tensors(tmp_path / "x39a.safetensors")
     assert json.loads((tmp_path / "hashes.json").read_text()).keys() == {
         str(path) for path in demo_dir.glob("*.safetensors")
@@ -88,7 +81,9 @@ def test_the_metadata_of_x39a_gives_the_tensors_that_its_config_gives(
 
 @pytest.mark.long
 @pytest.mark.parametrize("scalars", ["opmath", "half"])
-def test_x39a_is_what_39_merges_of_files_by_hand_make(demo_dir: Path, tmp_path: Path, scalars: Scalars) -> None:
+def test_x39a_is_what_39_merges_of_files_by_hand_make(
+    demo_dir: Path, tmp_path: Path, scalars: Scalars, call: Call
+) -> None:
     order = [*range(1, 4), 41, *range(5, 35), 36, 42, *range(37, 41)]
     files = {path.name[2:4]: path for path in demo_dir.glob("_x*.safetensors")}
     paths = [files[f"{number:02}"] for number in order]
@@ -96,22 +91,24 @@ def test_x39a_is_what_39_merges_of_files_by_hand_make(demo_dir: Path, tmp_path: 
     hand = tmp_path / "hand.safetensors"
     merge_tree(paths, balanced(40), tmp_path, hand, bake_vae=files["25"], bake="below", scalars=scalars)
     method = {"opmath": "pairwise", "half": "pairwise_torch20"}[scalars]
-    done = launch(f"models.dir={demo_dir}", f"out={tmp_path}", "recipe=x39a", f"method={method}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = call(f"models.dir={demo_dir}", f"out={tmp_path}", "recipe=x39a", f"method={method}", "executor=local")
+    assert done.code == 0, done.err
     assert tensors(tmp_path / "x39a.safetensors") == tensors(hand)
 
 
-def test_what_a_recorded_tree_lacks_is_told_all_at_once(recorded: Path, demo_dir: Path, tmp_path: Path) -> None:
+def test_what_a_recorded_tree_lacks_is_told_all_at_once(
+    recorded: Path, demo_dir: Path, tmp_path: Path, call: Call
+) -> None:
     some = tmp_path / "some"
     some.mkdir()
     for path in demo_dir.glob("_x[0-2]*.safetensors"):
         (some / path.name).symlink_to(path)
     models = ["models=round1", f"models.dir={some}", f"out={tmp_path}"]  # not the demo, which would be completed
-    done = launch(*models, "recipe=webui", f"recipe.file={recorded}", "job=plan", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    done = call(*models, "recipe=webui", f"recipe.file={recorded}", "job=plan", "executor=local")
+    assert done.code == 2
+    assert "Traceback" not in done.err
     for missing in ("_x30-", "_x41-", "_x38-", VAE):
-        assert missing in done.stderr
+        assert missing in done.err
 
 
 def tensors(path: Path) -> dict[str, tuple[str, bytes]]:

@@ -5,8 +5,6 @@ Measured as in `tests.test_memory`: in a process of its own, in which torch is w
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from math import ceil, log2
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +24,7 @@ from mergeflow.recipe.tree import Rules
 from mergeflow.tensors import Dtype
 from tests.models import write_models
 from tests.pairwise.sides import asked
-from tests.test_memory import BESIDE, PROJECT, ROOM, Measured, models_of, status
+from tests.test_memory import BESIDE, ROOM, Measured, in_a_process, models_of, status
 
 if TYPE_CHECKING:
     from mergeflow.recipe.request import Nonfinite, Request
@@ -82,7 +80,7 @@ def wanted(models: Path, shape: str, policy: Nonfinite) -> Request:
 
 
 def probe(models: Path, shape: str, policy: Nonfinite) -> Measured:
-    """In a process of its own: warm up, look, merge, look again."""
+    """Warm up, look, merge, look again."""
     tiny = {"w": torch.full((50,), torch.nan), "v": torch.ones(9).half()}
     directory = write_models(models / "tiny", {"a": tiny, "b": tiny, "c": tiny})
     run(open_plan(wanted(directory, shape, "propagate")), LocalExecutor(BUDGET))
@@ -97,10 +95,7 @@ def probe(models: Path, shape: str, policy: Nonfinite) -> Measured:
 
 def measure(models: Path, shape: str = "balanced", policy: Nonfinite = "error") -> Measured:
     """Merge the models in a process of its own."""
-    command = [sys.executable, "-m", "tests.pairwise.test_memory", str(models), shape, policy]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return Measured(*map(int, done.stdout.split()))
+    return in_a_process(probe, models, shape, policy)
 
 
 @pytest.mark.parametrize("shape", ["balanced", "chain"])
@@ -125,7 +120,3 @@ def test_registers_of_every_dtype_take_no_more_either(tmp_path: Path) -> None:
         write_models(tmp_path, {f"{index:02}": tensors})
     measured = measure(tmp_path)
     assert measured.taken <= measured.projected + BESIDE
-
-
-if __name__ == "__main__":
-    sys.stdout.write(" ".join(map(str, probe(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))))  # type: ignore[arg-type]

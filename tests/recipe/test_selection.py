@@ -76,16 +76,16 @@ def test_all_is_every_checkpoint_in_the_order_of_the_set_and_no_composite(writte
 @pytest.mark.parametrize(
     ("written", "out"),
     [
-        ("all but 03,10", {"03", "10"}),
-        ("all  but\n3 , --, 10=10", {"03", "10"}),
-        ("All But café", {"café"}),
-        ("all but 11a", {"21", "22"}),
-        ("all but 9a,21", {"17", "18", "21"}),
-        ("all but step=7", {"step=7"}),
+        ("all but 03,10", ["03", "10"]),
+        ("all  but\n3 , --, 10=10", ["03", "10"]),
+        ("All But café", ["café"]),
+        ("all but 11a", ["21", "22"]),
+        ("all but 9a,21", ["17", "18", "21"]),
+        ("all but step=7", ["step=7"]),
     ],
     ids=repr,
 )
-def test_all_but_leaves_out_what_is_listed_and_the_members_of_a_composite(written: str, out: set[str]) -> None:
+def test_all_but_leaves_out_what_is_listed_and_the_members_of_a_composite(written: str, out: list[str]) -> None:
     assert parsed(written) == [id for id in IDS if id not in out]
 
 
