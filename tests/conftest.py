@@ -46,7 +46,8 @@ CONF = Path(__file__).parent.parent / "conf"
 
 TOGETHER = {
     "ray": (
-        "tests/execute/test_ray.py",
+        "tests/execute/ray/test_cluster.py",
+        "tests/execute/ray/test_executor.py",
         "tests/launch/test_cli.py",
         "tests/pairwise/test_engine.py",
         "tests/test_parity.py",
@@ -92,9 +93,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """By group, in the order of the tests. xdist's own marks for groups have no effect with pytest 9.2."""
-    from xdist.scheduler import LoadScopeScheduling
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-    class ByGroup(LoadScopeScheduling):
+    class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             return group_of(nodeid)
 
