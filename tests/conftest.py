@@ -46,8 +46,10 @@ CONF = Path(__file__).parent.parent / "conf"
 
 TOGETHER = {
     "ray": (
-        "tests/execute/test_ray.py",
+        "tests/execute/ray/test_cluster.py",
+        "tests/execute/ray/test_executor.py",
         "tests/launch/test_cli.py",
+        "tests/launch/test_ends.py",
         "tests/pairwise/test_engine.py",
         "tests/test_parity.py",
         "tests/test_shared_sums.py",
