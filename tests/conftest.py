@@ -49,6 +49,7 @@ TOGETHER = {
         "tests/execute/ray/test_cluster.py",
         "tests/execute/ray/test_executor.py",
         "tests/launch/test_cli.py",
+        "tests/launch/test_ends.py",
         "tests/pairwise/test_engine.py",
         "tests/test_parity.py",
         "tests/test_shared_sums.py",

@@ -25,6 +25,8 @@ class Checks:
     def __init__(self, connection: Connection, job: Job, watch: Watch) -> None:
         self._ray, self._job, self._watch = connection.ray, job, watch
         self._sources = sources_of(job)
+        written = {place.output for strip in job.plan.strips for cell in strip.cells for place in cell.places}
+        self._addresses = [job.drafts[output] for output in sorted(written)]  # what is done already is let alone
         # Who runs here without having joined anything has the files and the libraries of this process.
         self._exempt = {watch.here} if connection.embedded or not connection.ours else set()
         self._passed: set[str] = set()
@@ -50,7 +52,7 @@ class Checks:
         """Ask nodes, as many as can answer at a time; raises `StorageError`."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._drafts = Drafts(self._job.store, self._job.drafts)
+        self._drafts = Drafts(self._job.store, self._addresses)
         self._drafts.begin()
         self._began = now
         ask = self._ray.remote(num_cpus=0, max_retries=0)(problems)

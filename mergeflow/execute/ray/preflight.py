@@ -34,9 +34,11 @@ AT_ONCE = 16
 """Files looked at together: what a network file system charges for them is waiting."""
 TOKEN = 16
 """Bytes of a token, and of an answer."""
-LIBRARIES = ("torch", "numpy", "numba")
-"""What does the arithmetic, and what compiles it."""
+LIBRARIES = ("torch", "numpy", "numba", "xxhash")
+"""What does the arithmetic, what compiles it, and what proves that it was written."""
 NANOSECONDS = 10**9
+SAME_MODELS = "models must be at the same path on all nodes, with their times if they are copies"
+SHARED = "out= must be on a file system that all nodes share"
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _grouped(reasons: Iterable[tuple[str, str | None]], count: int) -> Iterable[
     for reason, these in paths.items():
         names = some(these, 2)
         who = names if len(these) == 1 else f"{len(these)} of {count} sources: {names}:"
-        yield f"{who} {reason} there; models must be at the same path on all nodes, with their times if they are copies"
+        yield _with(f"{who} {reason}", SAME_MODELS)
 
 
 def _answer(draft: str, question: Question) -> str | None:
@@ -145,13 +147,17 @@ def _answer(draft: str, question: Question) -> str | None:
         with closing(question.store.reader(draft)) as reader:
             reader.read_into(memoryview(there), 0)
         if bytes(there) != question.token:
-            return f"{draft} is another file there; out= must be on a file system that all nodes share"
+            return _with(f"{draft} is another file there", SHARED)
         with closing(question.store.writer(draft)) as writer:
             writer.write(memoryview(question.answer), question.slot * TOKEN)
             writer.sync()
     except MergeflowError as error:
-        return f"{error}; out= must be on a file system that all nodes share and may write to"
+        return _with(str(error), f"{SHARED}, and that they may write to")
     return None
+
+
+def _with(problem: str, remedy: str) -> str:
+    return f"{problem}{' ' if problem.endswith('?') else '; '}{remedy}"
 
 
 class Drafts:
@@ -182,7 +188,7 @@ class Drafts:
     def arrived(self, question: Question) -> list[str]:
         """What is wrong with the answers, as seen from here."""
         return [
-            f"what it writes to {draft} does not arrive; out= must be on a file system that all nodes share"
+            _with(f"what it writes to {draft} does not arrive", SHARED)
             for draft in self._drafts
             if self._read(draft, TOKEN * question.slot, TOKEN) != question.answer
         ]

@@ -28,7 +28,7 @@ TURN_SECONDS = 0.5
 """How long to wait for an answer before looking at everything else."""
 HEAD_SECONDS = 10.0
 """How long the head of a cluster may be silent; 15 seconds after the last word Ray itself stands still."""
-STOPS_WITHIN_SECONDS = 1.0
+STOPS_WITHIN_SECONDS = 0.5
 """How long the last tiles may take once the run is given up; after that their processes are killed over them."""
 
 
