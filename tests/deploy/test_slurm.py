@@ -136,7 +136,7 @@ def test_a_job_starts_a_cluster_merges_and_ends_as_the_merge_does(batch: Batch, 
     assert nodes.startswith(
         f"srun --nodes=2 --ntasks=2 --cpus-per-task=8 --exclude=n1 ray start --block --address={address} "
     )
-    words = f"executor=cluster executor.address={address} experiment=round1 selection.te0=05,11,17=3"
+    words = f"executor=cluster executor.address={address} resume=true experiment=round1 selection.te0=05,11,17=3"
     assert f"merge {words}" in noted
     assert "token" in noted
     assert set(noted[-3:-1]) == {"head ended", "nodes ended"}
