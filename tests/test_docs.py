@@ -45,7 +45,21 @@ PROGRAM = (("python", "launch.py"), ("mergeflow",), ("make", "demo"))
 """What is run; `make demo` is what its recipe is."""
 CHECKS = ("cmp",)
 """What else is run, where a block is carried out."""
-OTHERS = ("git", "cd", "make", "pip", "export", "ls", "docker", "ray", "eval", "sha256sum", "PIP_EXTRA_INDEX_URL=...")
+OTHERS = (
+    "git",
+    "cd",
+    "make",
+    "pip",
+    "export",
+    "ls",
+    "docker",
+    "ray",
+    "sbatch",
+    "kubectl",
+    "eval",
+    "sha256sum",
+    "PIP_EXTRA_INDEX_URL=...",
+)
 """What else the pages may tell people to type."""
 ONLY_TALK = ("--help", "--cfg", "--info", "-sc", "job=compare", "job=verify")
 """With these the program merges nothing."""

@@ -92,15 +92,15 @@ class Cluster:
         """Of the head, as people write it."""
         return f"{self.head.address}:{PORT}"
 
-    def host(self, name: str, *, head: bool = False) -> Host:
-        """A further host, on which nothing runs; the package is installed on the head only."""
-        host = Host(self._switch, self._base, name, len(self.hosts) + 1, checkout=head)
+    def host(self, name: str, *, checkout: bool = False) -> Host:
+        """A further host, on which nothing runs; the package is there only with `checkout`."""
+        host = Host(self._switch, self._base, name, len(self.hosts) + 1, checkout=checkout)
         self.hosts[name] = host
         return host
 
-    def add(self, name: str, *, head: bool = False, slowness: float = 0.01) -> Host:
+    def add(self, name: str, *, checkout: bool = False, slowness: float = 0.01) -> Host:
         """A further host that has joined the cluster; each of its writes takes `slowness` seconds and more."""
-        host = self.host(name, head=head)
+        host = self.host(name, checkout=checkout)
         done = self.start_ray(host, slowness=slowness)
         assert done.code == 0, done.output
         return host
@@ -115,6 +115,12 @@ class Cluster:
             environment=environment(token) | HEALTH | self._slow(slowness),
             seconds=PATIENCE_SECONDS,
         )
+
+    def restart_ray(self, host: Host) -> None:
+        """Type `ray start` again on a host whose Ray has ended, as systemd would (`deploy/by-hand`)."""
+        wait_until(lambda: not host.runs("raylet"), PATIENCE_SECONDS, f"the end of Ray on {host.name}")
+        done = self.start_ray(host)
+        assert done.code == 0, done.output
 
     def _slow(self, seconds: float) -> dict[str, str]:
         return {
@@ -132,13 +138,13 @@ class Cluster:
         )
         assert done.code == 0, done.output
 
-    def merge(self, name: str, *words: str, token: str = TOKEN) -> Merge:
-        """Begin a merge on the head; `name` tells its directory."""
+    def merge(self, name: str, *words: str, token: str = TOKEN, desk: Host | None = None) -> Merge:
+        """Begin a merge, on the head unless it is at another `desk`; `name` tells its directory."""
         for notes in self.notes.iterdir():
             notes.write_bytes(b"")
         out = self.common / name
         told = self._base / f"{name}.log"
-        process = self.head.start(
+        process = (desk or self.head).start(
             *(python(), str(PROJECT / "launch.py"), f"models.dir={COMMON}/demo", "target=x17", f"out={COMMON}/{name}"),
             *("executor=cluster", f"executor.address={self.address}", "executor.reads_in_flight=1", *words),
             environment=environment(token),

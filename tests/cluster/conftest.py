@@ -34,7 +34,7 @@ def cluster(sdxl: Architecture) -> Iterator[Cluster]:
     cluster = Cluster(base)
     try:
         ensure_demo(cluster.common / "demo", sdxl)
-        cluster.add("alpha", head=True)
+        cluster.add("alpha", checkout=True)
         cluster.add("beta")
         yield cluster
     finally:

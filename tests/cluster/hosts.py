@@ -160,6 +160,17 @@ class Host(Namespaces):
                 self.words(command), env=dict(environment), cwd="/", stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
 
+    def runs(self, program: str) -> bool:
+        """Whether a process of that name is alive on this host."""
+        here = Path(f"/proc/{self.first}/ns/pid").readlink()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+                name = (process / "comm").read_text().strip()
+                if (name, state != "Z") == (program, True) and (process / "ns" / "pid").readlink() == here:
+                    return True
+        return False
+
     def end(self) -> None:
         """Have the power fail."""
         if self.is_up:

@@ -9,8 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "slurm" / "merge.sbatch"
 PATIENCE_SECONDS = 60.0
@@ -61,6 +65,7 @@ class Batch:
         for name, text in (("scontrol", SCONTROL), ("getent", GETENT), ("srun", SRUN), ("python", PYTHON)):
             (programs / name).write_text(text)
             (programs / name).chmod(0o755)
+        self._jobs: list[subprocess.Popen[str]] = []
         self.job = next(number for number in range(os.getpid() % 5000, 10000) if _is_free(20000 + number))
 
     def start(self, *words: str, code: int = 0, ticks: int = 0, patience: int = 60) -> subprocess.Popen[str]:
@@ -82,9 +87,18 @@ class Batch:
             "CODE": str(code),
             "TICKS": str(ticks),
         }
-        return subprocess.Popen(
+        job = subprocess.Popen(
             ["bash", str(SCRIPT), *words], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
+        self._jobs.append(job)
+        return job
+
+    def end(self) -> None:
+        """Leave nothing behind, however a test ends."""
+        for job in self._jobs:
+            if job.poll() is None:
+                job.kill()
+                job.communicate()
 
     def noted(self) -> list[str]:
         """What has been called, and what became of it."""
@@ -104,8 +118,10 @@ def _is_free(port: int) -> bool:
 
 
 @pytest.fixture
-def batch(tmp_path: Path) -> Batch:
-    return Batch(tmp_path)
+def batch(tmp_path: Path) -> Iterator[Batch]:
+    opened = Batch(tmp_path)
+    yield opened
+    opened.end()
 
 
 @pytest.mark.parametrize("code", [0, 1], ids=["done", "failed"])
@@ -120,7 +136,7 @@ def test_a_job_starts_a_cluster_merges_and_ends_as_the_merge_does(batch: Batch, 
     assert nodes.startswith(
         f"srun --nodes=2 --ntasks=2 --cpus-per-task=8 --exclude=n1 ray start --block --address={address} "
     )
-    words = f"executor=cluster executor.address={address} experiment=round1 selection.te0=05,11,17=3"
+    words = f"executor=cluster executor.address={address} resume=true experiment=round1 selection.te0=05,11,17=3"
     assert f"merge {words}" in noted
     assert "token" in noted
     assert set(noted[-3:-1]) == {"head ended", "nodes ended"}
