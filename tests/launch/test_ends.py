@@ -81,6 +81,7 @@ def actors(raylet: int) -> list[int]:
 @pytest.fixture
 def raylet(ray: Cluster) -> int:
     """The process of the first node of the cluster of the tests."""
+    assert ray.head_node is not None
     (found,) = ray.head_node.all_processes["raylet"]
     return int(found.process.pid)
 
