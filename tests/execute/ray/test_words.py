@@ -15,8 +15,8 @@ KILLED = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: ShardActor\n\tpid: 24577\nThe actor is "
     "dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
     "unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was "
-    "killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed unexpectedly due to "
-    "SIGSEGV or another unexpected error."
+    "killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed "
+    "unexpectedly due to SIGSEGV or another unexpected error."
 )
 MEMORY = "Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.3) was 15.3GB / 16GB"
 NODE = (
