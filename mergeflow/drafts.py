@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from mergeflow.tensors import si_bytes
 from mergeflow.text import some
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from mergeflow.interfaces import Draft, Store
     from mergeflow.plan.identity import OutputIdentity
@@ -111,7 +112,11 @@ class Drafts:
         """Open the drafts and write their heads; False if that failed."""
         try:
             for output, identity in zip(self.plan.outputs, identities(self.plan), strict=True):
-                self.growing.append(self._taken_up(output, identity) or self._begun(output, identity))
+                if (taken_up := self._taken_up(output, identity)) is not None:
+                    self.growing.append(taken_up)
+                    continue
+                with _interruptions_held():  # or what has just been made would be nobody's to remove
+                    self.growing.append(self._begun(output, identity))
             for one in self.growing:
                 if not one.draft.named:
                     with closing(self._store.writer(one.draft.address)) as writer:
@@ -251,3 +256,24 @@ def _same_as_recorded(plan: Plan, digests: Sequence[str], store: Store) -> None:
                 )
             )
     raise_all(different)
+
+
+@contextmanager
+def _interruptions_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are heard when this has ended; only the main thread can be interrupted by them at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])

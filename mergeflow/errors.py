@@ -42,7 +42,7 @@ class MergeflowError(Exception):
     resumable = False
     """Whether what a run has written when this ends it is worth keeping: once the cause is gone, the same plan over
     the same sources can do the rest. It says nothing about whether there are drafts, and what is in them still has to
-    be checked against the disk before it counts (decision 0028)."""
+    be checked against the disk before it counts (decision 0027)."""
 
 
 class UsageError(MergeflowError):

@@ -406,7 +406,7 @@ def test_every_policy_is_explained(option: str, value: str) -> None:
 def test_every_enum_of_the_schema_is_explained_or_chosen_by_a_group() -> None:
     enums = {value for value in vars(schema).values() if isinstance(value, enum.EnumMeta) and value is not enum.Enum}
     by_group = {schema.MethodName, schema.ExecutorKind, schema.RecipeKind, schema.ObjectiveKind, schema.SeriesKind}
-    assert enums == {*POLICIES.values(), schema.Job, schema.SeriesWrite, schema.IoKind, *by_group}
+    assert enums == {*POLICIES.values(), schema.Job, schema.SeriesWrite, schema.IoKind, schema.Placement, *by_group}
 
 
 def test_every_group_and_option_of_the_configs_is_in_the_guide() -> None:

@@ -324,7 +324,7 @@ def test_a_json_file_that_is_larger_than_any_metadata_is_not_read(small: Path, t
 
 @pytest.mark.parametrize("name", ["saved.json", "merged.safetensors"])
 def test_a_file_that_is_not_there_is_told(name: str, small: Path, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=rf"^recipe\.file: .*{name} does not exist$"):
+    with pytest.raises(StorageError, match=rf"^recipe\.file: .*{name} does not exist, and its directory is empty"):
         open_plan(replay(tmp_path / name, small, tmp_path / "again"))
     (tmp_path / name).mkdir()
     with pytest.raises(StorageError, match=rf"^recipe\.file: .*{name} is a directory, not a checkpoint file$"):

@@ -1,6 +1,6 @@
 """Reads that failed, once more: what fails in one moment of hours need not cost the hours.
 
-Only reads, and looks at files. A write or a sync that failed is never repeated: see decision 0028.
+Only reads, and looks at files. A write or a sync that failed is never repeated: see decision 0027.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class LocalFile:
         while done < len(view):
             try:
                 count = os.pwrite(self._fd, view[done:], offset + done)
-            except OSError as error:  # never repeated: what was written before may be lost as well (decision 0028)
+            except OSError as error:  # never repeated: what was written before may be lost as well (decision 0027)
                 refuse_writing(self.path, error, self._fd)
             if count == 0:
                 raise StorageError(f"{self.path} takes no more bytes at {offset + done:,}; its device gives no reason")

@@ -85,7 +85,7 @@ def write_out(descriptor: int, offset: int, count: int) -> None:
 def uncache(descriptor: int) -> None:
     """Have the file's bytes read from its disk the next time.
 
-    After a write that failed, the page cache holds what the disk does not, and takes it for written (decision 0028). So
+    After a write that failed, the page cache holds what the disk does not, and takes it for written (decision 0027). So
     it does not matter whether this sync fails: what has not reached the disk is missing when it is read.
     """
     with suppress(OSError):

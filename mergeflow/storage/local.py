@@ -178,7 +178,7 @@ class LocalDraft:
             os.fsync(self._fd)
         except OSError as error:
             # A second sync would succeed: the kernel tells a failure once, and takes what it could not write for
-            # written (decision 0028).
+            # written (decision 0027).
             self._doubtful = error.errno or errno.EIO
             refuse_writing(self.address, error, self._fd)
 

@@ -1,7 +1,7 @@
 """What the system says when it refuses, in words that help: which file, why, the figures, and what to do.
 
 What may pass when one waits is told apart from what will not: a read that met the former is `ReadFailed`. Of writes
-nothing is, since no write that failed can be repeated and trusted (decision 0028).
+nothing is, since no write that failed can be repeated and trusted (decision 0027).
 """
 
 from __future__ import annotations

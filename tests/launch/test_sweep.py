@@ -201,7 +201,7 @@ def test_jobs_that_cannot_be_fused_run_as_further_passes(call: Call, words: list
 
 def test_a_sweep_that_does_not_fit_the_memory_is_divided_and_says_so(call: Call, words: list[str]) -> None:
     # One block and its scratch: 2 rows and one of results fit, 5 rows and 4 of results do not.
-    budget = ["executor.workers=1", "executor.reads_in_flight=1", "executor.io=buffered", "executor.memory=8446000B"]
+    budget = ["executor.workers=1", "executor.reads_in_flight=1", "executor.io=buffered", "executor.memory=9009000B"]
     done = call("-m", *words, *budget, alternatives("1,2", "1,3", "3,4", "2,4"))
     assert done.code == 0, done.err
     passes = shown(done.err)
