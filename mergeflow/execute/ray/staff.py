@@ -200,19 +200,19 @@ class Staff:
 
     def _hire(self, wanted: int, now: float) -> None:
         nodes = self._watch.nodes
-        able = [node for node in nodes if fits(self._need, node.total)]
-        self._check_room(nodes, able, now)
+        fitting = [node for node in nodes if fits(self._need, node.total)]
+        self._check_room(nodes, fitting, now)
         if self._checks.busy:
             self._checks.turn(now, self._starting)
             return
-        able = [node for node in able if node.id not in self._checks.refused and self._failed[node.id] < STARTS]
+        able = [node for node in fitting if node.id not in self._checks.refused and self._failed[node.id] < STARTS]
         chosen = self._choose([node for node in able if self._rest.get(node.id, 0.0) <= now], wanted)
         unchecked = list({node.id: node for node in chosen if not self._checks.passed(node)}.values())
         if unchecked:
             self._checks.begin(unchecked, now)
         elif nodes:
             self._checks.settle()
-        if not able and not self._actors and nodes:
+        if fitting and not able and not self._actors:
             raise ExecutorError(f"no node of the cluster is left that can work: {listed(nodes)}; see the log for why")
         if not self._checks.first:
             for node in chosen:
