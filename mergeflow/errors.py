@@ -13,6 +13,7 @@
     │   └── SourceChanged          a source is not the file that it was when the run was planned
     ├── IncompleteOutput           receipts do not cover a draft; it is never committed
     ├── ExecutorError              a worker was lost, or the cluster cannot be reached
+    │   └── HeadLost               the cluster's head answers no more
     ├── ObjectiveError             who was asked how good an output is has failed to say
     └── Problems                   several of the above, found together and shown together
 
@@ -99,6 +100,10 @@ class ExecutorError(MergeflowError):
     """A worker was lost, or a cluster cannot be reached."""
 
     resumable = True
+
+
+class HeadLost(ExecutorError):
+    """The head of a cluster answers no more; a process that has talked to it cannot end in order."""
 
 
 class ObjectiveError(MergeflowError):

@@ -55,7 +55,7 @@ def test_only_bad_usage_exits_with_2() -> None:
 
 def test_a_run_can_be_resumed_after_what_leaves_its_drafts_as_good_as_they_were() -> None:
     resumable = {kind.__name__ for kind in CLASSES if kind.resumable}
-    assert resumable == {"StorageError", "ReadFailed", "ExecutorError"}
+    assert resumable == {"StorageError", "ReadFailed", "ExecutorError", "HeadLost"}
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

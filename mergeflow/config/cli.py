@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mergeflow.config import schema, trust
 from mergeflow.config.jobs import CONF, Outcome, do, say
 from mergeflow.config.words import in_plain_words, quote_texts
-from mergeflow.errors import MergeflowError
+from mergeflow.errors import HeadLost, MergeflowError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,6 +30,18 @@ BASIC = "basic"
 
 def main() -> None:
     """Compose what is typed, do it, and exit: 0 done, 1 impossible or failed, 2 bad usage, 130 interrupted."""
+    try:
+        _main()
+    except SystemExit as end:
+        if any(isinstance(error, HeadLost) for error in Outcome.told):
+            # Threads of Ray still wait for its head. Over them the interpreter ends with a segmentation fault.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def _main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text

@@ -139,7 +139,8 @@ def test_the_death_of_the_head_ends_the_run_in_a_sentence_and_it_can_be_resumed_
     cluster.head.end()
     code, told = merge.finish()
     assert code == 1, told
-    assert f"the head of the Ray cluster at {cluster.address} has not answered" in told.splitlines()[-1]
+    assert f"the head of the Ray cluster at {cluster.address} has not answered" in told.splitlines()[-2]
+    assert "add resume=true" in told.splitlines()[-1]
     assert "Traceback" not in told
     assert not merge.file.exists()
     assert list(merge.out.glob("*.draft"))

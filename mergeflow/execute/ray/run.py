@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from mergeflow.errors import ExecutorError, MergeflowError
+from mergeflow.errors import ExecutorError, HeadLost, MergeflowError
 from mergeflow.execute.ray.clock import Awake
 from mergeflow.execute.ray.ledger import ATTEMPTS, Among, Ledger, Loss
 from mergeflow.execute.ray.nodes import Watch
@@ -126,13 +126,13 @@ class Run:
         )
 
     def _listen_to_the_head(self) -> None:
-        """Raise `ExecutorError` if the head has been silent for long: without it nothing can be known of the others."""
+        """Raise `HeadLost` if the head has been silent for long: without it nothing can be known of the others."""
         now = self._clock.now()
         if self._watch.answers != self._answers:
             self._answers, self._heard = self._watch.answers, now
         elif now - self._heard > HEAD_SECONDS:
             self._connection.lost = True
-            raise ExecutorError(
+            raise HeadLost(
                 f"the head of the Ray cluster at {self._watch.head} has not answered for {HEAD_SECONDS:g} s; see "
                 "whether its machine runs, start the cluster again, and then the run"
             )
