@@ -140,6 +140,7 @@ def test_a_directory_without_a_file_that_matches_is_shown_with_one_that_does_not
         found(["b.ckpt", "a.ckpt"])
     assert str(caught.value) == (
         "no models in /m: none of its 2 files matches '_x{id}-*.safetensors' ('a.ckpt' is one of them); "
+        ".ckpt, .pt and .bin files can run code when they are loaded, so convert them to safetensors first; "
         "set models.dir or models.pattern"
     )
 
