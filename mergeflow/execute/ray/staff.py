@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mergeflow.errors import ExecutorError
 from mergeflow.execute.ray.actor import CONTROL, LEASE_SECONDS, ShardActor
-from mergeflow.execute.ray.checks import Checks
-from mergeflow.execute.ray.nodes import choose, fits, in_words, listed
+from mergeflow.execute.ray.places import Places
 from mergeflow.execute.ray.words import Reason, first_lines, reason
 
 if TYPE_CHECKING:
@@ -33,16 +31,8 @@ log = logging.getLogger(__name__)
 
 TURN_SECONDS = 1.0
 """How often actors are asked how far they are, and nodes are looked at."""
-ROOM_SECONDS = 30.0
-"""How long a run waits for a node that could hold an actor at all: nodes of a new cluster come one after the other."""
 SETTLE_SECONDS = 10.0
 """How long those that are ready wait for the others before the first shards."""
-START_SECONDS = 120.0
-"""How long an actor may need to be ready, and a node to look at all files, whatever the patience for those that work: a
-node may read torch from a network first."""
-TELL_SECONDS = 30.0
-STARTS = 3
-"""How often an actor may fail to start on a node before that is left out."""
 
 
 @dataclass(eq=False)
@@ -92,25 +82,19 @@ class Staff:
         holds: Callable[[str], int],
         clock: Awake,
     ) -> None:
-        self._ray, self._embedded = connection.ray, connection.embedded
+        self._ray = connection.ray
         self._budget, self._options, self._watch, self._holds = budget, options, watch, holds
         self._clock = clock
-        self._need = {"CPU": 1.0, **options.resources}
-        self._starting = max(START_SECONDS, options.patience)
+        self._places = Places(connection, options, job, watch, clock)
+        self._checks = self._places.checks
         self._lease = min(LEASE_SECONDS, options.patience)
         self._plan = self._ray.put(job)
-        self._checks = Checks(connection, job, watch)
         self._actors: list[Actor] = []
         self._lost: list[Lost] = []
         self._calls: dict[Any, tuple[Actor, int]] = {}
         """Questions under way; number 0 is to begin."""
         self._numbers = count(1)
-        self._failed: Counter[str] = Counter()
-        """By node, how often actors have failed to start."""
-        self._rest: dict[str, float] = {}
-        """By node, when the next may be tried."""
-        self._turned = self._told = self._room = clock.now()
-        """When there was last a node that could hold an actor."""
+        self._turned = clock.now()
         self._worked = False
         self._forgiven = 0.0
         self._outlive = 0.0
@@ -138,11 +122,14 @@ class Staff:
         if self._clock.missed() > self._lease / 2:  # actors may have ended because nobody asked them
             self._forgiven = now + self._lease
         for actor in list(self._actors):
-            if now - actor.alive > (self._options.patience if actor.pid else self._starting):
+            if now - actor.alive > (self._options.patience if actor.pid else self._places.seconds):
                 self._give_up(actor)
             elif actor.pid and not actor.asking:
                 self._ask(actor)
-        self._hire(min(self._budget.workers, left) - len(self._actors), now)
+        there = Counter(actor.node.id for actor in self._actors)
+        coming = Counter(actor.node.id for actor in self._actors if not actor.last)
+        for node in self._places.next(min(self._budget.workers, left) - len(self._actors), there, coming):
+            self._start(node, now)
 
     def listen(self, others: Sequence[Any], seconds: float) -> list[Any]:
         """Wait for answers for so long; those to `others` are returned."""
@@ -198,72 +185,14 @@ class Staff:
         """Leave the drafts as they were before nodes were asked about them."""
         self._checks.end()
 
-    def _hire(self, wanted: int, now: float) -> None:
-        nodes = self._watch.nodes
-        fitting = [node for node in nodes if fits(self._need, node.total)]
-        self._check_room(nodes, fitting, now)
-        if self._checks.busy:
-            self._checks.turn(now, self._starting)
-            return
-        able = [node for node in fitting if node.id not in self._checks.refused and self._failed[node.id] < STARTS]
-        chosen = self._choose([node for node in able if self._rest.get(node.id, 0.0) <= now], wanted)
-        unchecked = list({node.id: node for node in chosen if not self._checks.passed(node)}.values())
-        if unchecked:
-            self._checks.begin(unchecked, now)
-        elif nodes:
-            self._checks.settle()
-        if fitting and not able and not self._actors:
-            raise ExecutorError(f"no node of the cluster is left that can work: {listed(nodes)}; see the log for why")
-        if not self._checks.first:
-            for node in chosen:
-                if self._checks.passed(node):
-                    self._start(node, now)
-        if not chosen and not self._actors and now - self._told > TELL_SECONDS:
-            self._told = now
-            free = "; ".join(f"{node.name} has {in_words(node.free)}" for node in able)
-            log.warning("waiting for room: an actor takes %s, and free are: %s", in_words(self._need), free)
-
-    def _choose(self, able: Sequence[Node], wanted: int) -> list[Node]:
-        """The nodes for so many more actors, as far as there is room."""
-        there = Counter(actor.node.id for actor in self._actors)
-        coming = Counter(actor.node.id for actor in self._actors if not actor.last)
-        chosen: list[Node] = []
-        while len(chosen) < wanted:
-            node = choose(able, self._need, self._options.placement, there, coming)
-            if node is None:
-                break
-            chosen.append(node)
-            there[node.id] += 1
-            coming[node.id] += 1
-        return chosen
-
-    def _check_room(self, nodes: Sequence[Node], able: Sequence[Node], now: float) -> None:
-        """Raise `ExecutorError` if what was asked for has not been there for long."""
-        strictly = self._options.workers if self._options.placement == "strict_spread" and not self._worked else None
-        if len(able) >= (strictly or 1):
-            self._room = now
-        if now - self._room <= (self._options.patience if self._worked else ROOM_SECONDS):
-            return
-        has = listed(nodes)
-        if strictly and able:
-            raise ExecutorError(
-                f"executor.placement=strict_spread with executor.workers={strictly} asks for {strictly} nodes with "
-                f"{in_words(self._need)} each, and the cluster has {len(able)}: {has}; lower executor.workers, or "
-                "choose executor.placement=spread"
-            )
-        raise ExecutorError(
-            f"an actor takes {in_words(self._need)}, and no node has so much: {has}; add such a node, or change "
-            "executor.resources"
-        )
-
     def _start(self, node: Node, now: float) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         own = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
-        custom = {name: amount for name, amount in self._need.items() if name not in own}
+        custom = {name: amount for name, amount in self._places.need.items() if name not in own}
         maker = self._ray.remote(concurrency_groups={CONTROL: 1}, max_restarts=0, max_task_retries=0)(ShardActor)
         handle = maker.options(
-            **{own[name]: amount for name, amount in self._need.items() if name in own},
+            **{own[name]: amount for name, amount in self._places.need.items() if name in own},
             resources=custom or None,
             max_concurrency=self._budget.reads_in_flight,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
@@ -301,7 +230,7 @@ class Staff:
         if number == 0:
             actor.pid, self._worked, actor.alive = told, True, now
             actor.until = actor.answered[0] + self._lease
-            self._failed[actor.node.id] = 0
+            self._places.started(actor.node)
             log.debug("%s is ready", actor.where)
             return
         actor.asking = False
@@ -310,13 +239,10 @@ class Staff:
         actor.last = told
 
     def _not_started(self, actor: Actor, why: str) -> None:
-        """Try again after a while, and not for ever."""
         if actor not in self._actors:
             return
-        node = actor.node
-        self._failed[node.id] += 1
-        self._rest[node.id] = self._clock.now() + 2.0 ** self._failed[node.id]
-        log.warning("an actor did not start on %s: %s", node.name, why)
+        self._places.failed(actor.node)
+        log.warning("an actor did not start on %s: %s", actor.node.name, why)
         self._lose(actor, Reason(why, certain=True), blame=False)
 
     def _give_up(self, actor: Actor) -> None:
@@ -324,7 +250,7 @@ class Staff:
             patience = f"{self._options.patience:g} s (executor.patience)"
             self._lose(actor, Reason(f"it got on with nothing for {patience}", certain=False), blame=True)
         else:
-            self._not_started(actor, f"it was not ready within {self._starting:g} s")
+            self._not_started(actor, f"it was not ready within {self._places.seconds:g} s")
 
     def _lose(self, actor: Actor, why: Reason, blame: bool) -> None:
         if actor not in self._actors:

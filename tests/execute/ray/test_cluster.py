@@ -18,8 +18,7 @@ import torch
 
 from mergeflow.errors import ExecutorError, MergeflowError
 from mergeflow.execute.coverage import Coverage
-from mergeflow.execute.ray import RayExecutor, RayOptions
-from mergeflow.execute.ray import staff as staffing
+from mergeflow.execute.ray import RayExecutor, RayOptions, places
 from mergeflow.execute.shard import Job
 from mergeflow.merge import open_plan
 from mergeflow.recipe.request import Budget
@@ -244,6 +243,6 @@ def test_actors_that_are_killed_at_any_moment_change_no_byte(
 def test_what_the_cluster_cannot_give_is_told_with_numbers(
     options: RayOptions, told: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staffing, "ROOM_SECONDS", 0.5)
+    monkeypatch.setattr(places, "ROOM_SECONDS", 0.5)
     with pytest.raises(ExecutorError, match=told):
         list(Merge(models, tmp_path, options).run())
