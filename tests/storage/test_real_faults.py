@@ -195,20 +195,21 @@ def test_what_the_page_cache_has_and_the_device_has_not_is_made_again(
     """The device has no more room than for a part, which is told by the last sync; then it gets some."""
     del mounts
     asked = request(models, failing_disk, budget=dataclasses.replace(BUDGET, io="buffered"))
+    right = expected(models, tmp_path)
     backing = failing_disk.parent / "backing"
     (backing / "other").write_bytes(bytes(4 * MIB))
-    with pytest.raises(StorageError, match=r"draft cannot be written"):
+    with pytest.raises(StorageError, match=r"draft(\.journal)? cannot be written"):
         run(open_plan(asked), LocalExecutor(BUDGET))
     (backing / "other").unlink()
     draft = failing_disk / "merged.safetensors.draft"
-    assert draft.read_bytes() == expected(models, tmp_path), "all is in the page cache, as if it had been written"
+    assert draft.read_bytes() == right, "all is in the page cache, as if it had been written"
     plan = open_plan(dataclasses.replace(asked, resume=True))
     assert plan.problems == ()
     result = run(plan, LocalExecutor(BUDGET))
     assert result.resumed < 3 * ELEMENTS * 2
     with (failing_disk / "merged.safetensors").open("rb") as file:
         kernel.uncache(file.fileno())
-        assert file.read() == expected(models, tmp_path)
+        assert file.read() == right
 
 
 # --- mounts that are lost -------------------------------------------------------------------------------------------
