@@ -12,6 +12,7 @@ from mergeflow.execute.takeover import has_head, usable
 from mergeflow.plan.identity import identities
 from mergeflow.report.manifest import NAME, output_facts, source_facts
 from mergeflow.storage.local import LocalStore, exists, free_bytes, writable_problem
+from mergeflow.storage.small import read_small
 from mergeflow.tensors import si_bytes
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mergeflow.plan.plan import Output, Plan
 
 LOCAL = LocalStore()
+LARGEST = 256 << 20
+"""Bytes of a manifest; that of 257 models has less than one MB."""
 
 
 def look_around(
@@ -98,7 +101,7 @@ def _of_draft(
 def made_before(plan: Plan, out: str, store: Store) -> dict[str, Any] | None:
     """The manifest of the run that has made all outputs of `plan` already, of the same sources; None if none has."""
     try:
-        manifest = json.loads((Path(out) / NAME).read_text(encoding="utf-8"))
+        manifest = json.loads(read_small(Path(out) / NAME, LARGEST))
         told = {one["file"]: one for one in manifest["outputs"]}
         sources = manifest["sources"]
         for output in plan.outputs:
@@ -106,10 +109,10 @@ def made_before(plan: Plan, out: str, store: Store) -> dict[str, Any] | None:
             its = told[Path(output.path).name]
             if any(its[name] != value for name, value in facts.items()) or not has_head(output, output.path, store):
                 return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, StorageError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, StorageError):
         return None
     same = [source_facts(checkpoint) for checkpoint in plan.checkpoints]
-    return manifest if plan.outputs and all(one in sources for one in same) else None
+    return manifest if plan.outputs and isinstance(sources, list) and all(one in sources for one in same) else None
 
 
 def tidy(plan: Plan, store: Store) -> None:

@@ -24,6 +24,10 @@ FORMAT = "mergeflow-journal-1"
 """Another number where lines or identities come to mean something else: older journals are then not understood."""
 
 
+MOST_BYTES = 2**63
+"""No file has more."""
+
+
 class Entry(NamedTuple):
     """Bytes of a draft that were written: `begin <= byte < end`."""
 
@@ -109,9 +113,12 @@ def _identity(text: str) -> OutputIdentity | None:
     if version != FORMAT:
         return None
     try:
-        return OutputIdentity(**json.loads(told))
+        found = OutputIdentity(**json.loads(told))
     except (TypeError, ValueError, RecursionError):
         return None
+    sources = found.sources if isinstance(found.sources, dict) else {"": None}
+    texts = all(isinstance(one, str) for one in (found.head, found.work, *sources.values()))
+    return found if texts else None
 
 
 def _entry(text: str) -> Entry | None:
@@ -120,4 +127,4 @@ def _entry(text: str) -> Entry | None:
         entry = Entry(int(begin), int(end), bytes.fromhex(checksum))
     except ValueError:
         return None
-    return entry if 0 <= entry.begin < entry.end and len(entry.checksum) == 16 else None
+    return entry if 0 <= entry.begin < entry.end <= MOST_BYTES and len(entry.checksum) == 16 else None

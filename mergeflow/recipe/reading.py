@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from mergeflow.errors import ConfigError
 from mergeflow.recipe.request import Integers, Keys, Missing, Nonfinite, Policies, PositionIds, Surplus
 from mergeflow.text import printable
+from mergeflow.text import short as as_python
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,4 +114,6 @@ def one_of(value: Any, choices: tuple[Any, ...]) -> Any:
 
 def short(value: Any) -> str:
     """Any value, as it is told in a message."""
-    return printable(f"{value:,}" if type(value) is int else str(value), 24)
+    if isinstance(value, str):
+        return printable(value, 24)
+    return printable(f"{value:,}" if type(value) is int else as_python(value), 24)

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-import stat as kinds
 import time
 from collections import deque
 from contextlib import suppress
@@ -20,6 +19,7 @@ from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 from mergeflow.errors import MergeflowError, StorageError, raise_all
+from mergeflow.storage.small import read_small
 from mergeflow.tensors import Identity
 
 if TYPE_CHECKING:
@@ -100,11 +100,7 @@ def _key(path: str) -> str:
 def _read(path: Path) -> Iterator[tuple[str, tuple[int, int, Identity]]]:
     """What a cache holds. It is no more than a convenience: what is wrong in it is read from the files again."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            found = os.fstat(file.fileno())
-            if not kinds.S_ISREG(found.st_mode) or found.st_size > LARGEST_CACHE:
-                raise ValueError(f"it is no file, or has more than {LARGEST_CACHE:,} bytes")
-            told = json.loads(file.read(found.st_size))
+        told = json.loads(read_small(path, LARGEST_CACHE))
         entries = list(told.items())
     except FileNotFoundError:
         return

@@ -16,7 +16,8 @@ from mergeflow.formats.safetensors import Safetensors
 from mergeflow.merge import open_plan
 from mergeflow.recipe.architecture import architecture
 from mergeflow.recipe.request import TargetRequest
-from tests.models import request
+from mergeflow.report.manifest import manifest, write_manifest
+from tests.models import merge, request
 from tests.recipe.webui.simulator import WebUI
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class Corpus:
     """Metadata of a merge of 01, 02 and 03 by a web UI."""
     ours: dict[str, str]
     """Metadata of a merge of them by mergeflow, as a tree, beside a composite."""
+
+    made: Path
+    """What mergeflow made of 01 and 02, with its manifest."""
 
     @property
     def body(self) -> bytes:
@@ -72,7 +76,7 @@ def corpus(place: Path) -> Corpus:
         told = {"__metadata__": {"format": "pt", "title": id}, **table}
         head = json.dumps(told).encode()
         (models / f"{id}.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(_end(table)))
-    return Corpus(sdxl, table, full, models, _by_web_ui(), _by_mergeflow(models, place / "out"))
+    return Corpus(sdxl, table, full, models, _by_web_ui(), _by_mergeflow(models, place / "out"), _made(models, place))
 
 
 def _header(head: bytes) -> dict[str, Any]:
@@ -99,6 +103,14 @@ def _by_web_ui() -> dict[str, str]:
     one, two, three = (ui.add(f"sdxl/{id}.safetensors", hashed=True) for id in ("01", "02", "03"))
     pair = ui.merge(one, two, custom_name="x1-01_02", multiplier=0.3)
     return dict(ui.merge(pair, three, custom_name="x2-x1_03").file.metadata)
+
+
+def _made(models: Path, place: Path) -> Path:
+    listed = {"listed": "01,02"}
+    target = [TargetRequest("merged", "merged.safetensors", selection="listed")]
+    result = merge(request(models, place / "made", targets=target, selections=listed))
+    write_manifest(manifest(result, "local"), str(place / "made"))
+    return place / "made"
 
 
 def _by_mergeflow(models: Path, out: Path) -> dict[str, str]:

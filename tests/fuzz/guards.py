@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import tracemalloc
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mergeflow.errors import MergeflowError
 from mergeflow.storage.local import LocalStore
@@ -24,6 +24,13 @@ PER_BYTE = 100
 """Memory for each byte of a case beyond that: what Python makes of JSON, at worst, and copies of it."""
 LONGEST = 60_000
 """Characters of a message: a hundred problems of a few names each."""
+
+
+class Case(NamedTuple):
+    """Something to do, and the bytes that it is about."""
+
+    act: Callable[[], object]
+    size: int
 
 
 class Violation(AssertionError):

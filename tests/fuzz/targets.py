@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 
@@ -27,7 +27,8 @@ from mergeflow.report.comparison import table
 from mergeflow.report.comparison_json import to_json
 from mergeflow.storage.hashes import HashCache
 from mergeflow.tensors import Identity
-from tests.fuzz.guards import GuardedStore, Violation, reading, said
+from tests.fuzz import beside
+from tests.fuzz.guards import Case, GuardedStore, Violation, reading, said
 from tests.fuzz.mutation import NAMES, NUMBERS, damaged, encoded, hostile_file, mutated, value
 from tests.models import ANY, SMALLEST, request
 
@@ -41,13 +42,6 @@ if TYPE_CHECKING:
 
 RECORDED = (TargetRequest("recorded", "", recorded=True),)
 IDS = ("01", "02", "03", "x1", "0a")
-
-
-class Case(NamedTuple):
-    """Something to do, and the bytes that it is about."""
-
-    act: Callable[[], object]
-    size: int
 
 
 class Targets:
@@ -74,6 +68,8 @@ class Targets:
             "selection": (self.selection, 8),
             "tree": (self.nodes, 8),
             "names": (self.names, 6),
+            "manifest": (lambda rng: beside.manifest(corpus, place, self.store, rng), 2),
+            "journal": (beside.journal, 6),
         }
         """Each with how many cases of a hundred or so it has."""
 

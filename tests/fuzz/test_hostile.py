@@ -12,21 +12,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeflow.errors import ConfigError, FormatError, MergeflowError, Problems
+from mergeflow.execute.journal import FORMAT, Entry, _line, head, lines
+from mergeflow.execute.journal import parse as parse_journal
 from mergeflow.formats.safetensors import MAX_DIMENSIONS, Safetensors
 from mergeflow.inputs import open_checkpoint
+from mergeflow.leftovers import made_before
+from mergeflow.merge import open_plan
+from mergeflow.plan.identity import OutputIdentity
 from mergeflow.plan.metadata import MARGIN, _parsed, as_json
 from mergeflow.recipe.modelset import DEEPEST, ModelSet
 from mergeflow.recipe.recorded import read_merges
 from mergeflow.recipe.replay import Replay
+from mergeflow.recipe.request import TargetRequest
 from mergeflow.recipe.selection import parse_selection
 from mergeflow.recipe.tree import MOST_MERGES
 from mergeflow.storage.hashes import HashCache
+from mergeflow.storage.local import LocalStore
 from mergeflow.tensors import FileStat
 from tests.fuzz.__main__ import one
 from tests.fuzz.corpus import Corpus, corpus
 from tests.fuzz.guards import GuardedStore, Hang, Violation, held, reading, said
 from tests.fuzz.mutation import file_of
 from tests.fuzz.targets import Targets
+from tests.models import request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,6 +177,48 @@ def test_hashes_are_read_from_a_file_of_some_size_only(kind: str, tmp_path: Path
         os.truncate(path, 200 << 20)
     cache = HashCache(str(path))
     assert cache.find("/m/1", FileStat(1, 1, 1, 1)) is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"head": "a", "work": "b", "sources": ["01"]},
+        {"head": "a", "work": "b", "sources": 3},
+        {"head": "a", "work": "b", "sources": {"01": {}}},
+        {"head": {}, "work": "b", "sources": {}},
+        {"head": "a", "work": "b"},
+    ],
+    ids=repr,
+)
+def test_a_journal_of_something_else_has_no_identity(told: object) -> None:
+    assert parse_journal(_line(f"{FORMAT} {json.dumps(told)}")).identity is None
+
+
+def test_a_journal_that_tells_of_more_bytes_than_there_can_be_tells_nothing() -> None:
+    """The message that said how many they were divided them as fractions of a kind that has no such numbers."""
+    identity = OutputIdentity("a", "b", {})
+    notes = parse_journal(head(identity) + lines([Entry(0, 10**400, bytes(16))]))
+    assert (notes.entries, notes.damaged) == ((), 1)
+
+
+@pytest.mark.parametrize("sources", [3, None, "text", {}], ids=repr)
+def test_a_manifest_whose_sources_are_no_list_is_none_of_an_earlier_run(
+    sources: object, small: Corpus, tmp_path: Path
+) -> None:
+    told = json.loads((small.made / "manifest.json").read_text())
+    (tmp_path / "merged.safetensors").write_bytes((small.made / "merged.safetensors").read_bytes())
+    target = [TargetRequest("merged", "merged.safetensors", selection="listed")]
+    plan = open_plan(request(small.models, tmp_path, targets=target, selections={"listed": "01,02"}))
+    for changes, found in (({}, True), ({"sources": sources}, False)):
+        (tmp_path / "manifest.json").write_text(json.dumps({**told, **changes}))
+        assert (made_before(plan, str(tmp_path), LocalStore()) is not None) == found
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "\xff", "9" * 5000, "null"], ids=["nested", "bytes", "digits", "null"])
+def test_a_manifest_that_cannot_be_read_is_none(text: str, small: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
+    plan = open_plan(request(small.models, tmp_path))
+    assert made_before(plan, str(tmp_path), LocalStore()) is None
 
 
 @pytest.mark.parametrize(
