@@ -27,17 +27,13 @@ echo '127.0.0.1 STREAM n1'
 """
 LISTEN = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(60)"
 SRUN = """#!/bin/bash
-echo "srun $*" >> "$NOTES"
+ended() { echo "$1 ended" >> "$NOTES"; kill "$child"; exit 0; }
 case "$*" in
-*--head*)
-    trap 'echo "head ended" >> "$NOTES"; kill $!; exit 0' TERM
-    "$REAL" -c "$LISTEN" "$PORT" &
-    wait ;;
-*--address*)
-    trap 'echo "nodes ended" >> "$NOTES"; kill $!; exit 0' TERM
-    sleep 60 &
-    wait ;;
+*--head*) trap 'ended head' TERM; "$REAL" -c "$LISTEN" "$PORT" & child=$! ;;
+*--address*) trap 'ended nodes' TERM; sleep 60 & child=$! ;;
 esac
+echo "srun $*" >> "$NOTES"
+[ -z "$child" ] || wait
 """
 PYTHON = """#!/bin/bash
 case "$1" in
@@ -46,6 +42,7 @@ case "$1" in
     echo "merge $*" >> "$NOTES"
     [ "$RAY_AUTH_MODE" = token ] && [ "${#RAY_AUTH_TOKEN}" = 64 ] && echo "token" >> "$NOTES"
     trap 'sleep 0.2; echo "merge stopped" >> "$NOTES"; exit 130' TERM
+    until grep -q -e --address "$NOTES"; do sleep 0.05; done
     for _ in $(seq "$TICKS"); do sleep 0.1; done
     exit "$CODE" ;;
 *) exec "$REAL" "$@" ;;
