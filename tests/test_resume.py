@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +16,9 @@ from mergeflow.drafts import Kept, hint
 from mergeflow.errors import MergeflowError, StorageError, UnmergeableValues
 from mergeflow.execute.journal import parse
 from mergeflow.execute.local import LocalExecutor
-from mergeflow.merge import Watch, open_plan, run, run_together
+from mergeflow.merge import Watch, open_plan, run, run_together, store_of
 from mergeflow.passes import Result
+from mergeflow.plan import tiles
 from mergeflow.plan.fuse import fuse
 from mergeflow.recipe.request import Budget, Policies, TargetRequest
 from mergeflow.report.manifest import manifest
@@ -108,6 +111,36 @@ def test_a_resumed_run_makes_the_same_files_and_reads_no_more_than_is_left(
         assert overlaps(store.reads(str(models / f"{id}.safetensors"))) == []
     read = sum(extent.end - extent.begin for id in IDS for extent in store.reads(str(models / f"{id}.safetensors")))
     assert read == told["bytes_read"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nobody_waits_forever_where_much_is_there_already_and_nothing_can_be_put_by(
+    seed: int, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards have holes, and whoever comes behind one waits for the digest, while its receipt is not made yet."""
+    merge(wanted(models, tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr(tiles, "SMALLEST_SHARD", 64 << 10)
+        first = open_plan(wanted(models, tmp_path / "out"))
+    stopped(first, len(first.shards))
+    chance = random.Random(seed)
+    for name in ("t0", "t1"):
+        journal = journal_of(tmp_path / "out" / f"{name}.safetensors.draft")
+        head, *lines = journal.read_bytes().splitlines(keepends=True)
+        assert len(lines) > 3 * len(KEYS)
+        journal.write_bytes(head + b"".join(line for line in lines if chance.random() < 0.7))
+    monkeypatch.setattr(tiles, "KEPT", 1 << 60)
+    plan = open_plan(going_on(wanted(models, tmp_path / "out", budget=LARGE)))
+    assert plan.memory.kept == 0
+    assert 1 < len(plan.shards) < len(first.shards) / 2
+    results: list[Result] = []
+    store = store_of(plan, LocalExecutor(LARGE))
+    work = threading.Thread(target=lambda: results.append(run(plan, LocalExecutor(LARGE), store)), daemon=True)
+    work.start()
+    work.join(60)
+    assert not work.is_alive()
+    assert results[0].resumed > 0
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
 
 
 def test_all_dtypes_and_integers_are_gone_on_with(tmp_path: Path) -> None:

@@ -227,12 +227,16 @@ class TrailingDigest:
         return None
 
     def _complete(self, index: int) -> int:
-        """The byte up to which an output is known to be written."""
+        """The byte up to which the next bytes of an output may be read back.
+
+        Of what an earlier run has written that is its end, since what follows may have been put by in memory.
+        """
         resumed, position = self._resumed[index], self._positions[index]
         while resumed and resumed[0].end <= position:
             resumed.popleft()
-        there = resumed[0].end if resumed and resumed[0].begin <= position else position
-        return max(there, self._coverage.watermark(index))
+        if resumed and resumed[0].begin <= position:
+            return resumed[0].end
+        return self._coverage.watermark(index)
 
     def _is_left(self, index: int, output: Output) -> bool:
         return index not in self._abandoned and self._positions[index] < output.data[1]

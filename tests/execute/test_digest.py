@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -119,3 +120,82 @@ def test_a_draft_that_was_given_up_is_followed_no_further(store: CountingStore, 
     assert digest.result()[1:] == [hashlib.sha256(data[HEAD:]).hexdigest() for data in CONTENTS[1:]]
     for draft in opened:
         draft.discard()
+
+
+# --- what an earlier run has written --------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("room", [0, 60, 10_000])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_an_earlier_run_has_written_is_waited_for_by_nobody_who_keeps_it_from_being_read(
+    store: CountingStore, drafts: list[str], seed: int, room: int
+) -> None:
+    """Shards have holes: who comes behind one waits, while the receipt that would tell of the hole is not made yet."""
+    chance = random.Random(seed)
+    data, wanted = CONTENTS[0], outputs(*SIZES)
+    write(store, drafts[2], CONTENTS[2][HEAD:], HEAD)
+    cuts = [HEAD, *sorted(chance.sample(range(HEAD + 1, len(data)), 40)), len(data)]
+    spans = [Span(0, begin, end) for begin, end in pairwise(cuts)]
+    there = {span for span in spans if chance.random() < 0.4}
+    for span in there:
+        write(store, drafts[0], data[span.begin : span.end], span.begin)
+    coverage, lock, end = Coverage(wanted), threading.Lock(), threading.Event()
+    resumed = [*there, Span(2, HEAD, len(CONTENTS[2]))]
+    coverage.add(resumed)
+    digest = TrailingDigest(store, drafts, wanted, coverage, room=room, resumed=resumed)
+    shards = iter([[span for span in spans[at : at + 6] if span not in there] for at in range(0, len(spans), 6)])
+
+    def work() -> None:
+        while (shard := next_of(shards)) is not None:
+            for span in shard:
+                view = memoryview(bytearray(data[span.begin : span.end]))
+                write(store, drafts[0], bytes(view), span.begin)
+                digest.saw(0, span.begin, view, end.is_set)
+            with lock:
+                coverage.add(shard)
+                digest.advance()
+
+    def next_of(shards: Iterator[list[Span]]) -> list[Span] | None:
+        with lock:
+            return next(shards, None)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    waiting = [thread for thread in threads if thread.is_alive()]
+    end.set()
+    if waiting:
+        digest.stop()
+    assert waiting == []
+    coverage.check()
+    assert digest.result() == [hashlib.sha256(data[HEAD:]).hexdigest() for data in CONTENTS]
+    assert merged(store.reads(drafts[0])) == merged((span.begin, span.end) for span in there), "and of the rest nothing"
+
+
+def test_nobody_waits_for_what_an_earlier_run_has_written_and_cannot_be_read(
+    store: CountingStore, drafts: list[str]
+) -> None:
+    class Broken(CountingReader):
+        def read_into(self, view: memoryview, offset: int) -> None:
+            raise StorageError("the disk is gone")
+
+    class Store(CountingStore):
+        def reader(self, path: str) -> CountingReader:
+            return Broken(self, path, super().reader(path))
+
+    end = threading.Event()
+    coverage, hole = Coverage(outputs(*SIZES)), Span(0, HEAD, HEAD + 100)
+    coverage.add([hole])
+    digest = TrailingDigest(Store(store), drafts, outputs(*SIZES), coverage, resumed=[hole])
+    view = memoryview(bytearray(10))
+    waiting = threading.Thread(target=digest.saw, args=(0, HEAD + 100, view, end.is_set))
+    waiting.start()
+    waiting.join(30)
+    returned = not waiting.is_alive()
+    end.set()
+    assert returned
+    with pytest.raises(StorageError, match="the disk is gone"):
+        digest.result()
