@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ from tests.launch.test_cli import PATIENCE_SECONDS, ROOT, command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from ipaddress import IPv4Address
 
     from ray.cluster_utils import Cluster
 
@@ -111,6 +114,21 @@ def test_a_run_on_a_cluster_ends_within_seconds_although_an_actor_hangs(
     _wait_for_end_of(hung)
 
 
+def test_a_ray_of_a_runs_own_listens_on_loopback_only_and_ends_with_it_although_an_actor_hangs(
+    demo_dir: Path, tmp_path: Path
+) -> None:
+    running = Running(tmp_path, f"models.dir={demo_dir}", f"out={tmp_path / 'out'}", "executor=ray")
+    running.wait_for("Ray is ready")
+    listed = [line.split() for line in _session(running.process.pid)]
+    os.kill(next(int(pid) for pid, _, name, *_ in listed if name.startswith("ray::ShardActor")), signal.SIGSTOP)
+    addresses = {address for pid, *_ in listed for address in _listening(int(pid))}
+    assert addresses
+    assert all(address.is_loopback for address in addresses), addresses
+    assert running.interrupt() < SOON
+    check_interrupted(running, tmp_path / "out")
+    _wait_for(lambda: not _session(running.process.pid))
+
+
 @pytest.mark.long
 def test_a_run_that_waits_for_room_ends_within_seconds(words: list[str], tmp_path: Path) -> None:
     running = Running(tmp_path, *words, "executor.resources.nowhere=1")
@@ -188,9 +206,24 @@ def test_a_run_whose_head_is_lost_ends_with_a_sentence_and_can_be_resumed(
 
 
 def _session(leader: int) -> list[str]:
-    """The processes of the session that `leader` began, zombies aside."""
-    listed = subprocess.run(["ps", "-s", str(leader), "-o", "stat=,args="], capture_output=True, text=True).stdout
-    return [line for line in listed.splitlines() if not line.startswith("Z")]
+    """The processes of the session that `leader` began, zombies aside: id, state and command."""
+    listed = subprocess.run(["ps", "-s", str(leader), "-o", "pid=,stat=,args="], capture_output=True, text=True).stdout
+    return [line for line in listed.splitlines() if not line.split()[1].startswith("Z")]
+
+
+def _listening(process: int) -> Iterator[IPv4Address | IPv6Address]:
+    """The addresses at which a process listens, as Linux tells them."""
+    sockets = set()
+    with suppress(FileNotFoundError, ProcessLookupError):
+        sockets = {str(descriptor.readlink()) for descriptor in Path(f"/proc/{process}/fd").iterdir()}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                written = bytes.fromhex(fields[1].partition(":")[0])
+                words = (written[at : at + 4][::-1] for at in range(0, len(written), 4))  # little endian
+                found = ip_address(b"".join(words))
+                yield (found.ipv4_mapped or found) if isinstance(found, IPv6Address) else found
 
 
 def _wait_for(condition: object) -> None:
