@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 TENSORS, ELEMENTS = 40, 300
 TWO = Budget(workers=2, reads_in_flight=2, memory=1 << 28)
+KILLS = 2
+"""In one run: a shard that meets three is given up, as it should."""
 FAR = RayOptions(resources={"far": 1}, patience=8)
 """Only on nodes that a test has added."""
 
@@ -203,14 +205,11 @@ def test_all_that_is_wrong_with_the_nodes_is_told_before_anything_is_read(
     assert Path(merge._draft.address).read_bytes()[: len(head)] == head
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.long)])
-def test_actors_that_are_killed_at_any_moment_change_no_byte(
-    kills: int, add: Callable[..., Any], models: Path, tmp_path: Path
-) -> None:
-    draw = random.Random(kills)
-    options = RayOptions(patience=20)
-    merge = Merge(models, tmp_path, options, free=1000, seconds=0.05 if kills < 10 else 0.5)
-    at = sorted(draw.sample(range(1, TENSORS - 1), min(kills, TENSORS - 3)))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 11))])
+@pytest.mark.usefixtures("ray")
+def test_actors_that_are_killed_at_any_moment_change_no_byte(seed: int, models: Path, tmp_path: Path) -> None:
+    merge = Merge(models, tmp_path, RayOptions(patience=20), free=1000, seconds=0.05)
+    at = random.Random(seed).sample(range(1, TENSORS - 1), KILLS)
     killed: set[str] = set()
     with closing(merge.run()) as receipts:
         for receipt in receipts:
@@ -220,7 +219,7 @@ def test_actors_that_are_killed_at_any_moment_change_no_byte(
                 with suppress(ProcessLookupError):
                     os.kill(int(receipt.worker.rpartition(":")[2]), signal.SIGKILL)
     merge.check()
-    assert len(killed) >= kills - 2  # one that was killed may have receipts under way
+    assert killed  # one that was killed may have receipts under way, and is then not killed again
 
 
 @pytest.mark.usefixtures("ray")
